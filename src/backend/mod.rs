@@ -1,0 +1,167 @@
+//! The seam: what Keyward asks of whatever keeps KEKs.
+//!
+//! A new backend is a folder beside `pkcs11/` that implements [`Backend`], an arm in
+//! `config/` that reads its settings, one in `app.rs` that builds it, and a run of
+//! the contract suite (`tests/contract.rs`). Nothing else changes.
+//!
+//! Powers that not every backend has are small traits of their own, reached through
+//! a method that returns an `Option`: there is no default "not supported".
+
+pub mod pkcs11;
+
+use std::time::{Instant, SystemTime};
+
+use async_trait::async_trait;
+
+use crate::{
+    error::Error,
+    kek::{Algorithm, KeyRef, UsableVersion, VersionInfo},
+    secret::Secret,
+};
+
+/// Where KEK versions live.
+///
+/// # Contract
+/// Every backend passes `tests/contract.rs`, which checks what follows.
+///
+/// - **Fail closed.** What cannot be determined is an error, never a guess.
+/// - **Deadlines.** Every method answers by `deadline`, with `DEADLINE_EXCEEDED` if
+///   need be, even if the device hangs. What could not be started in time is not
+///   started.
+/// - **Bounds.** Work that finds the backend's queue full is refused at once with
+///   `OVERLOADED`.
+/// - **Garbage is the caller's.** A ciphertext that does not unwrap is
+///   `CIPHERTEXT_INVALID`, always the same whatever is wrong with it, and leaves the
+///   backend as usable as before. Before it says so, a backend makes sure that the
+///   key itself still works: a good ciphertext is never called invalid because the
+///   device is in trouble. That is `BACKEND_UNREACHABLE`.
+/// - **Never another key.** An operation on a version is done with the key whose
+///   fingerprint the version carries, or it fails with `KEK_MISMATCH` or
+///   `KEK_VERSION_NOT_FOUND`.
+/// - **Cancellation.** A caller that goes away costs at most the operation in work;
+///   an answer that nobody waits for is wiped.
+/// - **Recovery.** After trouble of any kind it works again by itself once the device
+///   does, without a restart.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// The name in the configuration.
+    fn name(&self) -> &str;
+
+    /// The kind, as in the configuration: `pkcs11`.
+    fn kind(&self) -> &'static str;
+
+    /// The versions of `key` that `algorithm` could work with, in no order; only the
+    /// pinned one if the reference pins one. Reads attributes; proves nothing.
+    /// `KEK_NOT_FOUND` if there is none; `BACKEND_MISCONFIGURED` if two cannot be told
+    /// apart.
+    async fn versions(
+        &self,
+        key: &KeyRef,
+        algorithm: Algorithm,
+        deadline: Instant,
+    ) -> Result<Vec<VersionInfo>, Error>;
+
+    /// Proves that `version` works with `algorithm`, by a real private-key (or
+    /// secret-key) operation on a value that this method made itself. Returns when the
+    /// proving operation was started. `BACKEND_MISCONFIGURED`, with a fix that names
+    /// the setting, if the device refuses the algorithm.
+    async fn prove(
+        &self,
+        version: &VersionInfo,
+        algorithm: Algorithm,
+        deadline: Instant,
+    ) -> Result<SystemTime, Error>;
+
+    /// Wraps `payload` under `version`. The result is exactly the mechanism's output.
+    async fn wrap(
+        &self,
+        version: &UsableVersion,
+        algorithm: Algorithm,
+        payload: &Secret,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Error>;
+
+    /// Unwraps `ciphertext` with `version`. Says nothing of what the payload means.
+    async fn unwrap(
+        &self,
+        version: &UsableVersion,
+        algorithm: Algorithm,
+        ciphertext: &[u8],
+        deadline: Instant,
+    ) -> Result<Secret, Error>;
+
+    /// `len` bytes (at most 64) of the device's own random generator; `None` if it has
+    /// none.
+    async fn random(&self, len: usize, deadline: Instant) -> Result<Option<Secret>, Error>;
+
+    /// What a security officer does on the backend itself, if it allows that.
+    fn officer(&self) -> Option<&dyn Officer>;
+
+    /// Stops work, ends sessions, releases the device. Calls after it fail.
+    async fn close(&self);
+}
+
+/// Security officers' work: create and list keys.
+#[async_trait]
+pub trait Officer: Send + Sync {
+    /// Creates a key that cannot leave the device, with the usage flags that wrapping
+    /// needs, valid from today. `REQUEST_INVALID` if a key of that label exists.
+    async fn create(&self, key: &NewKey, deadline: Instant) -> Result<KeyDescription, Error>;
+
+    /// Every key that could be a KEK, or only those of one label.
+    async fn list(
+        &self,
+        label: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Vec<KeyDescription>, Error>;
+}
+
+/// A key to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewKey {
+    /// Its label.
+    pub label: String,
+    /// Its kind and size.
+    pub kind: KeyKind,
+}
+
+/// Kind and size of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// RSA with a modulus of 2048, 3072 or 4096 bits.
+    Rsa(u32),
+    /// AES with 256 bits.
+    Aes256,
+}
+
+impl KeyKind {
+    /// The kind of that name and size; `Err` says what is allowed.
+    pub fn parse(kind: &str, bits: u32) -> Result<Self, &'static str> {
+        match (kind, bits) {
+            ("rsa", 2048 | 3072 | 4096) => Ok(Self::Rsa(bits)),
+            ("rsa", _) => Err("an RSA key has 2048, 3072 or 4096 bits"),
+            ("aes", 256) => Ok(Self::Aes256),
+            ("aes", _) => Err("an AES key has 256 bits"),
+            _ => Err("a key is rsa or aes"),
+        }
+    }
+
+    /// An algorithm that a key of this kind works with, to describe it by.
+    pub fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Rsa(_) => Algorithm::RsaOaep256,
+            Self::Aes256 => Algorithm::A256Kwp,
+        }
+    }
+}
+
+/// A key as an officer sees it.
+#[derive(Clone, Debug)]
+pub struct KeyDescription {
+    /// Kind and size, `rsa 3072` or `aes 256`; other kinds are not listed.
+    pub kind: &'static str,
+    /// What a sidecar would see of it.
+    pub info: VersionInfo,
+    /// Its usage flags that are set, by their PKCS#11 names (`DECRYPT`, `UNWRAP` …).
+    pub usage: Vec<&'static str>,
+}

@@ -1,0 +1,68 @@
+//! What the sidecar knows of a KEK, for those who may ask.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::{Engine, Running, catalog::KekSpec};
+use crate::{
+    auth::Permit,
+    error::Error,
+    kek::{Algorithm, KekName, Proof, State, VersionId, VersionInfo},
+    op::Op,
+};
+
+/// What is known of a KEK.
+#[derive(Debug)]
+pub struct KekDescription {
+    /// What callers call it.
+    pub name: KekName,
+    /// Name of its backend.
+    pub backend: String,
+    /// Kind of its backend.
+    pub backend_kind: &'static str,
+    /// What new DEKs are wrapped with.
+    pub algorithm: Algorithm,
+    /// The version that wraps, if one does.
+    pub current: Option<VersionId>,
+    /// Newest first.
+    pub versions: Vec<VersionDescription>,
+}
+
+/// What is known of a version.
+#[derive(Debug)]
+pub struct VersionDescription {
+    /// As the backend reported it.
+    pub info: Arc<VersionInfo>,
+    /// Its state.
+    pub state: State,
+    /// When it last proved itself.
+    pub proven_at: Option<SystemTime>,
+}
+
+impl Engine {
+    /// Describes the permitted KEK.
+    pub fn describe(&self, permit: Permit) -> Result<KekDescription, Error> {
+        let running = Running::start(&permit, Op::Describe)?;
+        let result = self.kek(permit.kek()).map(|kek| {
+            let now = SystemTime::now();
+            let KekSpec { name, backend, algorithm, .. } = &kek.spec;
+            let known = kek.known();
+            let versions = known.versions.iter().map(|version| VersionDescription {
+                info: Arc::clone(version.info()),
+                state: version.state(now),
+                proven_at: match version.proof() {
+                    Proof::Proven { at } => Some(*at),
+                    _ => None,
+                },
+            });
+            KekDescription {
+                name: name.clone(),
+                backend: backend.name().to_owned(),
+                backend_kind: backend.kind(),
+                algorithm: *algorithm,
+                current: kek.current(now).ok().map(|version| version.info().id.clone()),
+                versions: versions.collect(),
+            }
+        });
+        running.end(result)
+    }
+}

@@ -1,0 +1,53 @@
+//! Wrap a DEK that the caller has.
+
+use std::time::{Instant, SystemTime};
+
+use super::{Engine, Running, catalog::Kek};
+use crate::{
+    auth::Permit,
+    envelope::{self, Context, Dek, WrappedDek},
+    error::Error,
+    op::Op,
+};
+
+impl Engine {
+    /// Wraps `dek` under the current version of the permitted KEK.
+    pub async fn wrap(
+        &self,
+        permit: Permit,
+        dek: &Dek,
+        context: &Context,
+        deadline: Instant,
+    ) -> Result<WrappedDek, Error> {
+        let mut running = Running::start(&permit, Op::Wrap)?;
+        let result = async {
+            permit.check_context(context.is_bound())?;
+            let wrapped = wrap_current(self.kek(permit.kek())?, dek, context, deadline).await?;
+            running.version = Some(wrapped.version.to_string());
+            Ok(wrapped)
+        }
+        .await;
+        running.end(result)
+    }
+}
+
+/// Wraps under the current version. Also the second half of generate and rewrap.
+pub(super) async fn wrap_current(
+    kek: &Kek,
+    dek: &Dek,
+    context: &Context,
+    deadline: Instant,
+) -> Result<WrappedDek, Error> {
+    let algorithm = kek.spec.algorithm;
+    let version = kek.current(SystemTime::now())?;
+    let payload = envelope::seal(dek, context);
+    algorithm.check_payload_len(payload.len())?;
+    let wrapped = kek.spec.backend.wrap(&version, algorithm, &payload, deadline).await;
+    Ok(WrappedDek {
+        kek: kek.spec.name.clone(),
+        version: version.info().id.clone(),
+        algorithm,
+        ciphertext: kek.notice(wrapped)?,
+        fingerprint: Some(version.info().fingerprint),
+    })
+}

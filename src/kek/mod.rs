@@ -1,0 +1,19 @@
+//! Key-encryption keys: their names, versions, algorithms, public halves and life
+//! cycle.
+//!
+//! Everything here is pure: `now` is a value, nothing is read or written. The
+//! life cycle ([`Version::usable`]) is the sole maker of [`UsableVersion`], which
+//! is what a backend asks for before it touches a key. So no path reaches a key
+//! that is expired, disabled or unproven: it does not compile.
+
+mod algorithm;
+mod lifecycle;
+mod name;
+mod public_key;
+mod version;
+
+pub use algorithm::{Algorithm, Family, OaepHash};
+pub use lifecycle::{PROOF_MAX_AGE, Proof, Purpose, State, UsableVersion, Version, current};
+pub use name::{KekName, KeyRef};
+pub use public_key::PublicKey;
+pub use version::{Assurance, Fingerprint, Validity, VersionId, VersionInfo, VersionSet};

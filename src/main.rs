@@ -1,0 +1,2 @@
+//! The `keyward` command. Everything is in the library.
+fn main() {}

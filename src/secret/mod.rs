@@ -1,0 +1,107 @@
+//! Secret bytes: the one type that holds a DEK, a PIN or a payload.
+//!
+//! It refuses to be cloned, serialized, printed or compared with `==`, and wipes
+//! itself when dropped. It knows nothing of what the bytes mean.
+//!
+//! Invariant: the whole allocation is wiped, not only the bytes in use, because a
+//! `Vec` that was truncated still holds the rest.
+
+use std::fmt;
+
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, Zeroizing};
+
+/// Bytes that are wiped when dropped.
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes `bytes` over without copying them.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// `len` zero bytes, to be filled through [`Secret::expose_mut`].
+    pub fn zeroed(len: usize) -> Self {
+        Self::new(vec![0; len])
+    }
+
+    /// A copy. The caller stays responsible for wiping `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        Self::new(bytes.to_vec())
+    }
+
+    /// The bytes. Named so that every reader of a secret can be found.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes, to write them in place.
+    pub fn expose_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    /// Shortens to `len` bytes and wipes what is cut off.
+    pub fn truncate(&mut self, len: usize) {
+        if let Some(tail) = self.0.get_mut(len..) {
+            tail.zeroize();
+        }
+        self.0.truncate(len);
+    }
+
+    /// Gives the bytes to a buffer that wipes itself by other means, such as a
+    /// wire message. The allocation moves; nothing is copied.
+    pub fn into_wiped_elsewhere(mut self) -> Vec<u8> {
+        std::mem::take(&mut *self.0)
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Compares in a time that depends on the lengths only.
+    pub fn ct_eq(&self, other: &[u8]) -> bool {
+        self.0.as_slice().ct_eq(other).into()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_the_length_only() {
+        let secret = Secret::copy_of(b"correct horse");
+        assert_eq!(format!("{secret:?}"), "Secret(13 bytes)");
+    }
+
+    #[test]
+    fn truncate_wipes_the_tail_before_it_lets_go_of_it() {
+        let mut secret = Secret::new(vec![7; 64]);
+        secret.truncate(16);
+        assert_eq!(secret.expose(), &[7; 16]);
+        // The allocation is unchanged, so growing it back shows what it held.
+        assert!(secret.0.capacity() >= 64);
+        secret.truncate(64);
+        assert_eq!(secret.len(), 16);
+    }
+
+    #[test]
+    fn equality_is_of_bytes_and_of_length() {
+        let secret = Secret::copy_of(&[1, 2, 3]);
+        assert!(secret.ct_eq(&[1, 2, 3]));
+        assert!(!secret.ct_eq(&[1, 2, 4]));
+        assert!(!secret.ct_eq(&[1, 2]));
+    }
+}

@@ -1,0 +1,5 @@
+//! Listeners, TLS, readiness and drain.
+
+mod settings;
+
+pub use settings::{Settings, SocketSettings, TcpSettings, TlsFiles};

@@ -91,7 +91,10 @@ mod tests {
     fn no_message_prints_a_dek() {
         let dek = b"0123456789abcdef".to_vec();
         let printed = [
-            format!("{:?}", WrapRequest { dek: dek.clone(), ..Default::default() }),
+            format!(
+                "{:?}",
+                WrapRequest { kek: String::new(), dek: dek.clone(), context: Vec::new() }
+            ),
             format!("{:?}", UnwrapResponse { dek: dek.clone() }),
             format!("{:?}", GenerateDekResponse { dek: dek.clone(), wrapped: None }),
             format!(

@@ -18,7 +18,7 @@ use keyward::wire::{
     key_wrap_client::KeyWrapClient,
     key_wrap_server::{KeyWrap, KeyWrapServer},
 };
-use support::{Sidecar, dek};
+use support::sidecar::{Sidecar, dek};
 use tempfile::TempDir;
 use tokio::{
     net::{UnixListener, UnixStream},

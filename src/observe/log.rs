@@ -13,6 +13,11 @@ pub enum Format {
     Json,
 }
 
+/// Whether `filter` is one; `Err` gives the reason why it is not.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    EnvFilter::try_new(filter).map(drop).map_err(|error| error.to_string())
+}
+
 /// Starts logging. `filter` is a tracing filter such as `info` or
 /// `info,keyward::backend=debug`. `Err` gives the reason why it is not one.
 /// Starting twice in one process leaves the first in place.

@@ -7,5 +7,5 @@
 mod log;
 mod operation;
 
-pub use log::{Format, start};
+pub use log::{Format, check_filter, start};
 pub use operation::{Record, record};

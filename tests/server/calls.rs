@@ -12,7 +12,10 @@ use keyward::{
 use tonic::{IntoRequest, Status};
 use tonic_types::StatusExt;
 
-use super::support::{NODE, Sidecar, UNGRANTED, dek, grant, own_uid, pki};
+use super::support::{
+    pki,
+    sidecar::{NODE, Sidecar, UNGRANTED, dek, eventually, grant, own_uid},
+};
 
 pub fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().expect("every status carries an ErrorInfo");
@@ -204,7 +207,7 @@ async fn a_call_ends_at_its_callers_deadline() {
     let error = patient.unwrap(&wrapped, b"").await.unwrap_err();
     assert_eq!((error.reason(), error.code()), ("DEADLINE_EXCEEDED", Code::DeadlineExceeded));
     assert!(started.elapsed() < Duration::from_secs(3));
-    super::support::eventually("the work ended too", || sidecar.fake.running() == 0).await;
+    eventually("the work ended too", || sidecar.fake.running() == 0).await;
     sidecar.fake.hold.send_replace(false);
     assert!(client.unwrap(&wrapped, b"").await.is_ok());
 }

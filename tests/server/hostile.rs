@@ -13,7 +13,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     calls::reason,
-    support::{Sidecar, dek},
+    support::sidecar::{Sidecar, dek},
 };
 
 /// Sends `message` to any method.

@@ -16,7 +16,7 @@ use tonic_health::pb::{
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
-use super::support::{Sidecar, dek, eventually};
+use super::support::sidecar::{Sidecar, dek, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_says_not_serving_until_it_is_ready() {

@@ -20,7 +20,10 @@ use tonic::transport::Endpoint;
 
 use super::{
     calls::reason,
-    support::{NODE, Sidecar, UNGRANTED, dek, eventually, pki},
+    support::{
+        pki,
+        sidecar::{NODE, Sidecar, UNGRANTED, dek, eventually},
+    },
 };
 
 const MINUTE: Duration = Duration::from_secs(60);

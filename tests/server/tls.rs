@@ -20,8 +20,8 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::support::{
-    NODE, Sidecar,
     pki::{self, Pki},
+    sidecar::{NODE, Sidecar},
 };
 
 async fn refused(sidecar: &Sidecar, files: TlsFiles) -> String {

@@ -1,0 +1,342 @@
+//! The one table of the configuration: every section and key, its type, default and
+//! manual.
+//!
+//! The reader takes types, defaults and known names from it, the generated example
+//! its text. So a key that is read is documented, and one that is documented is read
+//! (a test sees to the latter). It knows nothing of TOML's syntax tree.
+
+/// A table of the file.
+#[derive(Debug)]
+pub(super) struct Section {
+    pub(super) name: &'static str,
+    pub(super) form: Form,
+    /// Whether the example shows it; a section of defaults only is commented out.
+    pub(super) shown: bool,
+    pub(super) doc: &'static str,
+    pub(super) keys: &'static [&'static Key],
+}
+
+/// How a section is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// `[name]`, at most once.
+    Single,
+    /// `[name.NAME]`, one for each; this is the name in the example.
+    Named(&'static str),
+    /// `[[name]]`, any number.
+    Repeated,
+}
+
+/// A key of a section.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) need: Need,
+    /// Whether the example sets it rather than showing it commented out.
+    pub(super) shown: bool,
+    /// A TOML literal; for a key with a default, the default.
+    pub(super) example: &'static str,
+    pub(super) doc: &'static str,
+}
+
+/// The type of a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Text,
+    Path,
+    Texts,
+    Flag,
+    Number {
+        min: u64,
+        max: u64,
+    },
+    /// A string such as `"30s"`.
+    Duration {
+        min: &'static str,
+        max: &'static str,
+    },
+    Table(&'static [&'static Key]),
+}
+
+/// What happens if a key is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    Required,
+    Optional,
+    Default,
+}
+
+impl Section {
+    /// As it is written: `[server]`, `[backend.NAME]`, `[[kek]]`.
+    pub(super) fn header(&self) -> String {
+        match self.form {
+            Form::Single => format!("[{}]", self.name),
+            Form::Named(_) => format!("[{}.NAME]", self.name),
+            Form::Repeated => format!("[[{}]]", self.name),
+        }
+    }
+}
+
+impl Key {
+    const fn required(name: &'static str, kind: Kind, example: &'static str) -> Self {
+        Self { name, kind, need: Need::Required, shown: true, example, doc: "" }
+    }
+
+    const fn optional(name: &'static str, kind: Kind, example: &'static str) -> Self {
+        Self { name, kind, need: Need::Optional, shown: false, example, doc: "" }
+    }
+
+    const fn default(name: &'static str, kind: Kind, default: &'static str) -> Self {
+        Self { name, kind, need: Need::Default, shown: false, example: default, doc: "" }
+    }
+
+    const fn shown(self) -> Self {
+        Self { shown: true, ..self }
+    }
+
+    const fn doc(self, doc: &'static str) -> Self {
+        Self { doc, ..self }
+    }
+}
+
+/// The whole file, in the order of the example.
+pub(super) static SECTIONS: [&Section; 7] =
+    [&SERVER, &LOG, &BACKEND, &KEK, &LEASE, &LIMITS, &POLICY];
+
+pub(super) static SERVER: Section = Section {
+    name: "server",
+    form: Form::Single,
+    shown: true,
+    doc: "Where callers reach the sidecar: a Unix socket, TCP with mutual TLS, or both.",
+    keys: &[&SOCKET, &SOCKET_MODE, &SOCKET_OWNER, &SOCKET_GROUP, &LISTEN, &TLS, &DRAIN],
+};
+
+pub(super) static SOCKET: Key =
+    Key::optional("socket", Kind::Path, r#""/run/keyward/keyward.sock""#)
+        .shown()
+        .doc("Path of the Unix socket. Callers are known by their uid and primary gid.");
+
+pub(super) static SOCKET_MODE: Key = Key::default("socket_mode", Kind::Text, r#""0660""#)
+    .doc("Mode of the socket, in octal. Who may connect may still do only what a policy allows.");
+
+pub(super) static SOCKET_OWNER: Key = Key::optional("socket_owner", Kind::Text, r#""keyward""#)
+    .doc("Owner of the socket, a name or a number, if not the sidecar's own user.");
+
+pub(super) static SOCKET_GROUP: Key = Key::optional("socket_group", Kind::Text, r#""database""#)
+    .doc("Group of the socket, a name or a number, if not the sidecar's own.");
+
+pub(super) static LISTEN: Key = Key::optional("listen", Kind::Text, r#""127.0.0.1:7443""#)
+    .doc("Address and port for TCP. It needs tls: there is no plaintext TCP.");
+
+pub(super) static TLS: Key = Key::optional(
+    "tls",
+    Kind::Table(&[&CERTIFICATE, &TLS_KEY, &CLIENT_CA]),
+    r#"{ certificate = "tls/server.pem", key = "tls/server.key", client_ca = "tls/ca.pem" }"#,
+)
+.doc(
+    "PEM files for TCP: the server's certificate with its intermediates, its private key, and\n\
+     the authorities whose client certificates are accepted. TLS 1.3 only.\n\
+     `keyward tls dev DIR` makes a set for development.",
+);
+
+pub(super) static CERTIFICATE: Key =
+    Key::required("certificate", Kind::Path, r#""tls/server.pem""#);
+pub(super) static TLS_KEY: Key = Key::required("key", Kind::Path, r#""tls/server.key""#);
+pub(super) static CLIENT_CA: Key = Key::required("client_ca", Kind::Path, r#""tls/ca.pem""#);
+
+pub(super) static DRAIN: Key =
+    Key::default("drain", Kind::Duration { min: "0s", max: "10m" }, r#""20s""#)
+        .doc("How long calls in work may still take after SIGTERM.");
+
+pub(super) static LOG: Section = Section {
+    name: "log",
+    form: Form::Single,
+    shown: false,
+    doc: "What the sidecar writes to standard error. Never a DEK, a context or a PIN.",
+    keys: &[&FORMAT, &FILTER],
+};
+
+pub(super) static FORMAT: Key = Key::default("format", Kind::Text, r#""text""#)
+    .doc(r#""text" for people, "json" for machines."#);
+
+pub(super) static FILTER: Key = Key::default("filter", Kind::Text, r#""info""#)
+    .doc(r#"How much: a tracing filter, such as "info" or "info,keyward::backend=debug"."#);
+
+pub(super) static BACKEND: Section = Section {
+    name: "backend",
+    form: Form::Named("hsm"),
+    shown: true,
+    doc: "An HSM that keeps KEKs. The name is yours; [[kek]] entries refer to it.",
+    keys: &[
+        &TYPE,
+        &MODULE,
+        &MODULE_ARGS,
+        &TOKEN,
+        &SERIAL,
+        &PIN_FILE,
+        &PIN_ENV,
+        &SESSIONS,
+        &QUEUE,
+        &CALL_TIMEOUT,
+        &ALLOW_FINAL_TRY,
+    ],
+};
+
+pub(super) static TYPE: Key = Key::required("type", Kind::Text, r#""pkcs11""#)
+    .doc(r#"Kind of backend. This release has "pkcs11"."#);
+
+pub(super) static MODULE: Key =
+    Key::required("module", Kind::Path, r#""/usr/lib/softhsm/libsofthsm2.so""#)
+        .doc("The vendor's PKCS#11 module, a shared library.");
+
+pub(super) static MODULE_ARGS: Key = Key::default("module_args", Kind::Text, r#""""#)
+    .doc("Handed to C_Initialize as pReserved. NSS wants this; most modules want nothing.");
+
+pub(super) static TOKEN: Key = Key::optional("token", Kind::Text, r#""keyward""#)
+    .shown()
+    .doc("Label of the token. Slot numbers change; labels and serial numbers do not.");
+
+pub(super) static SERIAL: Key = Key::optional("serial", Kind::Text, r#""0123456789abcdef""#).doc(
+    "Serial number of the token: instead of its label, or beside it if labels are not unique.",
+);
+
+pub(super) static PIN_FILE: Key = Key::optional("pin_file", Kind::Path, r#""/etc/keyward/pin""#)
+    .shown()
+    .doc("File whose first line is the user PIN. Only its owner may be able to read it.");
+
+pub(super) static PIN_ENV: Key = Key::optional("pin_env", Kind::Text, r#""KEYWARD_PIN""#)
+    .doc("Environment variable that holds the user PIN, instead of pin_file.");
+
+pub(super) static SESSIONS: Key = Key::default("sessions", Kind::Number { min: 1, max: 64 }, "4")
+    .doc("Sessions with the token, each with a thread. More than it does in parallel only queue.");
+
+pub(super) static QUEUE: Key = Key::default("queue", Kind::Number { min: 1, max: 65_536 }, "1024")
+    .doc("Operations that may wait for a session. Beyond it callers are refused at once.");
+
+pub(super) static CALL_TIMEOUT: Key =
+    Key::default("call_timeout", Kind::Duration { min: "100ms", max: "5m" }, r#""10s""#)
+        .doc("How long one call into the module may take before it counts as hung.");
+
+pub(super) static ALLOW_FINAL_TRY: Key = Key::default("allow_final_try", Kind::Flag, "false").doc(
+    "Log in although the token says that one more wrong PIN locks it. Set this only for as long\n\
+     as it takes to log in once with the right PIN.",
+);
+
+pub(super) static KEK: Section = Section {
+    name: "kek",
+    form: Form::Repeated,
+    shown: true,
+    doc: "A key-encryption key. Repeat the section for each.",
+    keys: &[&NAME, &KEK_BACKEND, &KEY, &ALGORITHM, &MODE],
+};
+
+pub(super) static NAME: Key =
+    Key::required("name", Kind::Text, r#""orders-db""#).doc("What callers call it.");
+
+pub(super) static KEK_BACKEND: Key =
+    Key::required("backend", Kind::Text, r#""hsm""#).doc("The backend that keeps it.");
+
+pub(super) static KEY: Key = Key::optional("key", Kind::Text, r#""orders-db""#).doc(
+    "What the backend calls it (CKA_LABEL), if not by its name. \"key/version\" pins one version\n\
+     (CKA_ID in hex).",
+);
+
+pub(super) static ALGORITHM: Key = Key::default("algorithm", Kind::Text, r#""RSA-OAEP-256""#).doc(
+    "How DEKs are wrapped: RSA-OAEP (SHA-1), RSA-OAEP-256, RSA-OAEP-384, RSA-OAEP-512, A256KW or\n\
+     A256KWP. SoftHSM up to 2.6 does RSA-OAEP only.",
+);
+
+pub(super) static MODE: Key = Key::default("mode", Kind::Text, r#""customer-managed""#)
+    .doc("Who manages the key. This release has \"customer-managed\".");
+
+pub(super) static LEASE: Section = Section {
+    name: "lease",
+    form: Form::Single,
+    shown: false,
+    doc: "How the sidecar makes sure that its KEKs are still allowed.",
+    keys: &[&INTERVAL],
+};
+
+pub(super) static INTERVAL: Key =
+    Key::default("interval", Kind::Duration { min: "1s", max: "10m" }, r#""30s""#)
+        .doc("How often each KEK proves itself by a private-key operation on its backend.");
+
+pub(super) static LIMITS: Section = Section {
+    name: "limits",
+    form: Form::Single,
+    shown: false,
+    doc: "Bounds.",
+    keys: &[&CONNECTIONS],
+};
+
+pub(super) static CONNECTIONS: Key =
+    Key::default("connections", Kind::Number { min: 1, max: 65_536 }, "4096")
+        .doc("Connections at once. Beyond it new ones are closed at once.");
+
+pub(super) static POLICY: Section = Section {
+    name: "policy",
+    form: Form::Repeated,
+    shown: true,
+    doc: "Who may do what. What no entry allows is refused; entries only add.",
+    keys: &[&WHO, &MAY, &POLICY_KEK, &CONTEXT],
+};
+
+pub(super) static WHO: Key = Key::required(
+    "who",
+    Kind::Texts,
+    r#"["uid:0", "spiffe://example.org/node/*", "dns:node1.example.org"]"#,
+)
+.doc(
+    "Callers, any of these: uid:N and gid:N (primary group) on the socket; on TCP the names in\n\
+     the client's certificate, dns:NAME, dns:*.DOMAIN, or a URI with * in its path.",
+);
+
+pub(super) static MAY: Key =
+    Key::required("may", Kind::Texts, r#"["wrap", "unwrap", "generate", "rewrap", "describe"]"#)
+        .doc("Operations: wrap, unwrap, generate, rewrap, describe.");
+
+pub(super) static POLICY_KEK: Key =
+    Key::required("kek", Kind::Texts, r#"["orders-*"]"#).doc("KEKs; * stands for any characters.");
+
+pub(super) static CONTEXT: Key = Key::default("context", Kind::Text, r#""optional""#)
+    .doc("\"required\" allows only DEKs that are bound to a context.");
+
+/// What a reader of the manuals may try although this release does not have it, or
+/// must not try at all.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// The section that it stands in; empty for a section of its own.
+    pub(super) section: &'static str,
+    pub(super) name: &'static str,
+    pub(super) what: &'static str,
+    pub(super) fix: &'static str,
+}
+
+/// Names that get an answer of their own instead of "unknown".
+pub(super) static REFUSED: [Refused; 4] = [
+    Refused {
+        section: "",
+        name: "cache",
+        what: "this release does not cache DEKs",
+        fix: "remove the section",
+    },
+    Refused {
+        section: "server",
+        name: "admin",
+        what: "this release does not serve metrics",
+        fix: "remove the key; health is served over gRPC on the same listeners",
+    },
+    Refused {
+        section: "backend",
+        name: "pin",
+        what: "a PIN does not belong in a configuration file",
+        fix: "put it into a file of mode 0600 and set pin_file, or set pin_env; then change the PIN",
+    },
+    Refused {
+        section: "backend",
+        name: "slot",
+        what: "a slot number is not a token's name: it changes",
+        fix: "set token (its label) or serial",
+    },
+];

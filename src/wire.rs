@@ -18,6 +18,21 @@ pub const DESCRIPTORS: &[u8] =
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "keyward";
 
+/// Longest serialized [`WrappedDek`] that is read.
+const WRAPPED_MAX_BYTES: usize = 4096;
+
+impl WrappedDek {
+    /// The serialized form, which a storage node keeps.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        prost::Message::encode_to_vec(self)
+    }
+
+    /// Reads the serialized form; `None` if it is not one.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() <= WRAPPED_MAX_BYTES).then(|| prost::Message::decode(bytes).ok()).flatten()
+    }
+}
+
 impl Drop for WrapRequest {
     fn drop(&mut self) {
         self.dek.zeroize();
@@ -88,13 +103,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_wrapped_dek_goes_both_ways() {
+        let wrapped =
+            WrappedDek { kek: "a".into(), ciphertext: vec![7; 512], ..Default::default() };
+        assert_eq!(WrappedDek::from_bytes(&wrapped.to_bytes()), Some(wrapped));
+        assert_eq!(WrappedDek::from_bytes(&[0xff; 16]), None);
+        assert_eq!(WrappedDek::from_bytes(&[0; WRAPPED_MAX_BYTES + 1]), None);
+    }
+
+    #[test]
     fn no_message_prints_a_dek() {
         let dek = b"0123456789abcdef".to_vec();
         let printed = [
-            format!(
-                "{:?}",
-                WrapRequest { kek: String::new(), dek: dek.clone(), context: Vec::new() }
-            ),
+            format!("{:?}", WrapRequest { kek: String::new(), dek: dek.clone(), context: vec![] }),
             format!("{:?}", UnwrapResponse { dek: dek.clone() }),
             format!("{:?}", GenerateDekResponse { dek: dek.clone(), wrapped: None }),
             format!(

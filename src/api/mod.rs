@@ -1,1 +1,264 @@
-//! placeholder
+//! The gRPC face of the sidecar: who calls, may they, do it, answer.
+//!
+//! Every method is one straight line: name the KEK -> authorise -> decode the rest
+//! -> engine -> encode. Authorising comes before the rest is looked at, so that a
+//! stranger learns nothing but the refusal.
+//!
+//! It knows no listener, no TLS and no backend. Whoever serves it puts an
+//! `Arc<Identity>` into the extensions of every request; without one a request is
+//! refused. What reaches the engine is recorded by the engine, what is refused
+//! before is recorded here.
+
+mod deadline;
+mod decode;
+mod encode;
+mod finish;
+mod peer;
+mod status;
+mod streams;
+
+use std::{mem, sync::Arc, time::Instant};
+
+use arc_swap::ArcSwap;
+use futures_util::stream::BoxStream;
+use prost::Message as _;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+pub use finish::{finish, unknown_method};
+
+use crate::{
+    auth::{Identity, Permit, Policy},
+    engine::{Engine, Rewrapped},
+    envelope::{Context, Dek},
+    error::{Error, Reason},
+    kek::KekName,
+    observe::{self, Record},
+    op::{MESSAGE_MAX_BYTES, Op},
+    wire::{self, key_wrap_server::KeyWrapServer},
+};
+
+/// Room that a list leaves for what is not KEKs: tags, lengths, `more`.
+const LIST_SLACK_BYTES: usize = 64;
+
+/// The KeyWrap service, to be served. `draining` turns true when the sidecar is
+/// about to stop: streams then end.
+pub fn service(
+    engine: Arc<Engine>,
+    policy: Arc<ArcSwap<Policy>>,
+    draining: watch::Receiver<bool>,
+) -> KeyWrapServer<KeyWrap> {
+    KeyWrapServer::new(KeyWrap { engine, policy, draining })
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES)
+}
+
+/// The KeyWrap service. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct KeyWrap {
+    engine: Arc<Engine>,
+    /// Swapped whole when the configuration is reloaded; read once for each request
+    /// and each item of a stream.
+    policy: Arc<ArcSwap<Policy>>,
+    draining: watch::Receiver<bool>,
+}
+
+/// One unary call, or one item of a stream.
+struct Call {
+    op: Op,
+    who: Arc<Identity>,
+    deadline: Instant,
+}
+
+impl Call {
+    fn unary<T>(op: Op, request: &Request<T>) -> Result<Self, Error> {
+        let who = peer::identity(request.extensions())?;
+        let given = deadline::given(request.metadata(), Instant::now());
+        let given = on_record(op, &who, "-", Instant::now(), given)?;
+        Ok(Self { op, who, deadline: deadline::of_call(op, given, Instant::now()) })
+    }
+}
+
+/// Passes `result` on, after a line in the log if it is a refusal.
+fn on_record<T>(
+    op: Op,
+    who: &Identity,
+    kek: &str,
+    started: Instant,
+    result: Result<T, Error>,
+) -> Result<T, Error> {
+    if let Err(error) = &result {
+        let took = started.elapsed();
+        observe::record(&Record { op, who, kek, version: None, took, outcome: Err(error) });
+    }
+    result
+}
+
+impl KeyWrap {
+    /// Authorises `call` for the KEK called `kek`, then decodes the rest of its request.
+    fn admit<T>(
+        &self,
+        call: &Call,
+        kek: &str,
+        decode: impl FnOnce(&KekName) -> Result<T, Error>,
+    ) -> Result<(Permit, T), Error> {
+        let started = Instant::now();
+        let name = KekName::parse(kek);
+        let admitted = name.as_ref().ok_or_else(decode::not_a_kek_name).and_then(|name| {
+            let permit = self.policy.load().permit(&call.who, call.op, name)?;
+            Ok((permit, decode(name)?))
+        });
+        // Only what is a name may be logged: anything else is a stranger's text.
+        let kek = name.as_ref().map_or("-", KekName::as_str);
+        on_record(call.op, &call.who, kek, started, admitted)
+    }
+
+    async fn unwrap_one(
+        &self,
+        call: &Call,
+        wrapped: Option<wire::WrappedDek>,
+        context: &[u8],
+    ) -> Result<Dek, Error> {
+        let mut wrapped = wrapped.unwrap_or_default();
+        let (permit, (wrapped, context)) =
+            self.admit(call, &mem::take(&mut wrapped.kek), |kek| {
+                Ok((decode::wrapped(kek, wrapped)?, Context::parse(context)?))
+            })?;
+        self.engine.unwrap(permit, &wrapped, &context, call.deadline).await
+    }
+
+    async fn rewrap_one(
+        &self,
+        call: &Call,
+        wrapped: Option<wire::WrappedDek>,
+        context: &[u8],
+    ) -> Result<wire::RewrapResponse, Error> {
+        let mut wrapped = wrapped.unwrap_or_default();
+        let (permit, (wrapped, context)) =
+            self.admit(call, &mem::take(&mut wrapped.kek), |kek| {
+                Ok((decode::wrapped(kek, wrapped)?, Context::parse(context)?))
+            })?;
+        let Rewrapped { wrapped, changed } =
+            self.engine.rewrap(permit, wrapped, &context, call.deadline).await?;
+        Ok(wire::RewrapResponse { wrapped: Some(encode::wrapped(wrapped)), changed })
+    }
+}
+
+#[async_trait]
+impl wire::key_wrap_server::KeyWrap for KeyWrap {
+    async fn wrap(
+        &self,
+        request: Request<wire::WrapRequest>,
+    ) -> Result<Response<wire::WrapResponse>, Status> {
+        let call = Call::unary(Op::Wrap, &request)?;
+        let mut request = request.into_inner();
+        let kek = mem::take(&mut request.kek);
+        let (permit, (dek, context)) = self.admit(&call, &kek, |_| {
+            Ok((decode::dek(&mut request.dek)?, Context::parse(&request.context)?))
+        })?;
+        let wrapped = self.engine.wrap(permit, &dek, &context, call.deadline).await?;
+        Ok(Response::new(wire::WrapResponse { wrapped: Some(encode::wrapped(wrapped)) }))
+    }
+
+    async fn unwrap(
+        &self,
+        request: Request<wire::UnwrapRequest>,
+    ) -> Result<Response<wire::UnwrapResponse>, Status> {
+        let call = Call::unary(Op::Unwrap, &request)?;
+        let wire::UnwrapRequest { wrapped, context } = request.into_inner();
+        let dek = self.unwrap_one(&call, wrapped, &context).await?;
+        Ok(Response::new(wire::UnwrapResponse { dek: encode::dek(dek) }))
+    }
+
+    type UnwrapStreamStream = BoxStream<'static, Result<wire::UnwrapStreamResponse, Status>>;
+
+    async fn unwrap_stream(
+        &self,
+        request: Request<Streaming<wire::UnwrapStreamRequest>>,
+    ) -> Result<Response<Self::UnwrapStreamStream>, Status> {
+        streams::unwrap(self, request)
+    }
+
+    async fn generate_dek(
+        &self,
+        request: Request<wire::GenerateDekRequest>,
+    ) -> Result<Response<wire::GenerateDekResponse>, Status> {
+        let call = Call::unary(Op::Generate, &request)?;
+        let request = request.into_inner();
+        let (permit, (len, context)) = self.admit(&call, &request.kek, |_| {
+            Ok((decode::dek_len(request.length)?, Context::parse(&request.context)?))
+        })?;
+        let (dek, wrapped) = self.engine.generate(permit, len, &context, call.deadline).await?;
+        Ok(Response::new(wire::GenerateDekResponse {
+            dek: if request.without_plaintext { Vec::new() } else { encode::dek(dek) },
+            wrapped: Some(encode::wrapped(wrapped)),
+        }))
+    }
+
+    async fn rewrap(
+        &self,
+        request: Request<wire::RewrapRequest>,
+    ) -> Result<Response<wire::RewrapResponse>, Status> {
+        let call = Call::unary(Op::Rewrap, &request)?;
+        let wire::RewrapRequest { wrapped, context } = request.into_inner();
+        Ok(Response::new(self.rewrap_one(&call, wrapped, &context).await?))
+    }
+
+    type RewrapStreamStream = BoxStream<'static, Result<wire::RewrapStreamResponse, Status>>;
+
+    async fn rewrap_stream(
+        &self,
+        request: Request<Streaming<wire::RewrapStreamRequest>>,
+    ) -> Result<Response<Self::RewrapStreamStream>, Status> {
+        streams::rewrap(self, request)
+    }
+
+    async fn get_kek(
+        &self,
+        request: Request<wire::GetKekRequest>,
+    ) -> Result<Response<wire::GetKekResponse>, Status> {
+        let call = Call::unary(Op::Describe, &request)?;
+        let wire::GetKekRequest { name } = request.into_inner();
+        let (permit, ()) = self.admit(&call, &name, |_| Ok(()))?;
+        let kek = encode::kek(&self.engine.describe(permit)?, encode::PublicKeys::With);
+        let response = wire::GetKekResponse { kek: Some(kek) };
+        if response.encoded_len() > MESSAGE_MAX_BYTES {
+            return Err(status::message_too_large());
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn list_keks(
+        &self,
+        request: Request<wire::ListKeksRequest>,
+    ) -> Result<Response<wire::ListKeksResponse>, Status> {
+        let call = Call::unary(Op::Describe, &request)?;
+        let wire::ListKeksRequest { after } = request.into_inner();
+        let mut response = wire::ListKeksResponse::default();
+        let mut room = MESSAGE_MAX_BYTES - LIST_SLACK_BYTES;
+        for name in self.engine.names().filter(|name| *name.as_str() > *after) {
+            // What the caller may not describe is not there for it.
+            let Ok(permit) = self.policy.load().permit(&call.who, call.op, name) else {
+                continue;
+            };
+            let kek = encode::kek(&self.engine.describe(permit)?, encode::PublicKeys::Without);
+            let len = kek.encoded_len() + prost::length_delimiter_len(kek.encoded_len()) + 1;
+            if len > room {
+                response.more = true;
+                break;
+            }
+            room -= len;
+            response.keks.push(kek);
+        }
+        if response.more && response.keks.is_empty() {
+            return Err(status::message_too_large());
+        }
+        Ok(Response::new(response))
+    }
+}
+
+/// What a caller is told who comes when the sidecar is about to stop.
+fn shutting_down() -> Error {
+    Error::new(Reason::ShuttingDown, "the sidecar is draining")
+        .with_fix("reconnect, to this sidecar once it is back or to another")
+}

@@ -45,7 +45,7 @@ pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
     /// A fingerprint of these bytes.
-    pub fn new(bytes: [u8; 32]) -> Self {
+    pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

@@ -1,0 +1,126 @@
+//! What the engine answers into wire messages.
+
+use std::time::SystemTime;
+
+use crate::{
+    engine::{KekDescription, VersionDescription},
+    envelope::{Dek, WrappedDek},
+    kek::{Algorithm, Assurance, PublicKey, State, VersionInfo},
+    wire,
+};
+
+/// Whether public keys are told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum PublicKeys {
+    /// They are.
+    With,
+    /// They are left out, so that a list of many KEKs stays small.
+    Without,
+}
+
+/// The bytes of a DEK, moved into a message that wipes itself.
+pub(super) fn dek(dek: Dek) -> Vec<u8> {
+    dek.into_secret().into_wiped_elsewhere()
+}
+
+pub(super) fn wrapped(wrapped: WrappedDek) -> wire::WrappedDek {
+    let WrappedDek { kek, version, algorithm, ciphertext, fingerprint } = wrapped;
+    wire::WrappedDek {
+        kek: kek.as_str().to_owned(),
+        version: version.as_str().to_owned(),
+        algorithm: self::algorithm(algorithm).into(),
+        ciphertext,
+        kek_fingerprint: fingerprint.map_or_else(Vec::new, |bytes| bytes.as_bytes().to_vec()),
+    }
+}
+
+pub(super) fn algorithm(algorithm: Algorithm) -> wire::Algorithm {
+    match algorithm {
+        Algorithm::RsaOaep => wire::Algorithm::RsaOaep,
+        Algorithm::RsaOaep256 => wire::Algorithm::RsaOaep256,
+        Algorithm::RsaOaep384 => wire::Algorithm::RsaOaep384,
+        Algorithm::RsaOaep512 => wire::Algorithm::RsaOaep512,
+        Algorithm::A256Kw => wire::Algorithm::A256kw,
+        Algorithm::A256Kwp => wire::Algorithm::A256kwp,
+    }
+}
+
+pub(super) fn kek(description: &KekDescription, keys: PublicKeys) -> wire::Kek {
+    let KekDescription { name, backend, backend_kind, algorithm, current, versions } = description;
+    let keeper = versions
+        .iter()
+        .find(|version| Some(&version.info.id) == current.as_ref())
+        .map(|version| &version.info.assurance);
+    wire::Kek {
+        name: name.as_str().to_owned(),
+        backend: backend.clone(),
+        algorithm: self::algorithm(*algorithm).into(),
+        current_version: current.as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
+        versions: versions.iter().map(|version| self::version(version, keys)).collect(),
+        assurance: Some(assurance(backend_kind, keeper)),
+    }
+}
+
+fn assurance(backend_kind: &str, of_current: Option<&Assurance>) -> wire::Assurance {
+    let Assurance { device, sensitive, extractable, always_sensitive, never_extractable, local } =
+        of_current.cloned().unwrap_or_default();
+    wire::Assurance {
+        backend_kind: backend_kind.to_owned(),
+        device,
+        sensitive,
+        extractable,
+        always_sensitive,
+        never_extractable,
+        local,
+    }
+}
+
+fn version(version: &VersionDescription, keys: PublicKeys) -> wire::KekVersion {
+    let VersionDescription { info, state, proven_at } = version;
+    let VersionInfo { id, bits, fingerprint, public_key, validity, .. } = &**info;
+    let public_key = public_key.as_ref().filter(|_| keys == PublicKeys::With);
+    wire::KekVersion {
+        version: id.as_str().to_owned(),
+        state: self::state(*state).into(),
+        bits: *bits,
+        fingerprint: fingerprint.as_bytes().to_vec(),
+        not_before: validity.not_before.map(timestamp),
+        not_after: validity.not_after.map(timestamp),
+        public_key: public_key.map(PublicKey::spki).unwrap_or_default().to_vec(),
+        proven_at: proven_at.map(timestamp),
+    }
+}
+
+fn state(state: State) -> wire::KekState {
+    match state {
+        State::Active => wire::KekState::Active,
+        State::NotYetValid => wire::KekState::NotYetValid,
+        State::Expired => wire::KekState::Expired,
+        State::Disabled => wire::KekState::Disabled,
+        State::Unproven => wire::KekState::Unproven,
+        State::Unusable => wire::KekState::Unusable,
+    }
+}
+
+fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+    time.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_have_the_same_names_on_the_wire() {
+        for state in [
+            State::Active,
+            State::NotYetValid,
+            State::Expired,
+            State::Disabled,
+            State::Unproven,
+            State::Unusable,
+        ] {
+            assert_eq!(super::state(state).as_str_name(), state.as_str());
+        }
+    }
+}

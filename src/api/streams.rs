@@ -1,0 +1,281 @@
+//! UnwrapStream and RewrapStream: many items over one call, answered in any order.
+//!
+//! Invariants: at most `window` items of one stream are in work; the next is not read
+//! before one is answered, and none is answered before the client reads, so a client
+//! that does not read costs a fixed amount of memory. An item that fails is an answer.
+//! A client that goes away drops the [`Pipeline`], and with it everything in work.
+//! Each item is authorised by itself, by the policy of the moment.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use futures_util::{
+    Stream, StreamExt,
+    future::BoxFuture,
+    stream::{BoxStream, FuturesUnordered},
+};
+use tokio::{sync::watch, time::sleep_until};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Call, KeyWrap, deadline, encode, finish, on_record, peer, shutting_down};
+use crate::{
+    auth::Identity,
+    error::{Error, Reason},
+    op::{Op, REWRAP_STREAM_WINDOW, UNWRAP_STREAM_WINDOW},
+    wire::{
+        RewrapStreamRequest, RewrapStreamResponse, UnwrapStreamRequest, UnwrapStreamResponse,
+        rewrap_stream_response, unwrap_stream_response,
+    },
+};
+
+type Answers<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status>;
+
+pub(super) fn unwrap(
+    api: &KeyWrap,
+    request: Request<Streaming<UnwrapStreamRequest>>,
+) -> Answers<UnwrapStreamResponse> {
+    let caller = Caller::of(Op::Unwrap, &request)?;
+    let stop = caller.stop(api.draining.clone());
+    let api = api.clone();
+    let start = move |item: UnwrapStreamRequest| {
+        let (api, call) = (api.clone(), caller.call());
+        let work = async move {
+            let UnwrapStreamRequest { id, wrapped, context } = item;
+            let outcome = match api.unwrap_one(&call, wrapped, &context).await {
+                Ok(dek) => unwrap_stream_response::Outcome::Dek(encode::dek(dek)),
+                Err(error) => unwrap_stream_response::Outcome::Error(error.into()),
+            };
+            UnwrapStreamResponse { id, outcome: Some(outcome) }
+        };
+        Box::pin(work) as BoxFuture<'static, _>
+    };
+    Ok(Response::new(
+        Pipeline::new(request.into_inner(), UNWRAP_STREAM_WINDOW, start, stop).boxed(),
+    ))
+}
+
+pub(super) fn rewrap(
+    api: &KeyWrap,
+    request: Request<Streaming<RewrapStreamRequest>>,
+) -> Answers<RewrapStreamResponse> {
+    let caller = Caller::of(Op::Rewrap, &request)?;
+    let stop = caller.stop(api.draining.clone());
+    let api = api.clone();
+    let start = move |item: RewrapStreamRequest| {
+        let (api, call) = (api.clone(), caller.call());
+        let work = async move {
+            let RewrapStreamRequest { id, wrapped, context } = item;
+            let outcome = match api.rewrap_one(&call, wrapped, &context).await {
+                Ok(rewrapped) => rewrap_stream_response::Outcome::Rewrapped(rewrapped),
+                Err(error) => rewrap_stream_response::Outcome::Error(error.into()),
+            };
+            RewrapStreamResponse { id, outcome: Some(outcome) }
+        };
+        Box::pin(work) as BoxFuture<'static, _>
+    };
+    Ok(Response::new(
+        Pipeline::new(request.into_inner(), REWRAP_STREAM_WINDOW, start, stop).boxed(),
+    ))
+}
+
+/// Who opened a stream, and until when it may go on.
+struct Caller {
+    op: Op,
+    who: Arc<Identity>,
+    deadline: Option<Instant>,
+}
+
+impl Caller {
+    fn of<T>(op: Op, request: &Request<T>) -> Result<Self, Error> {
+        let who = peer::identity(request.extensions())?;
+        let given = deadline::given(request.metadata(), Instant::now());
+        let deadline = on_record(op, &who, "-", Instant::now(), given)?;
+        Ok(Self { op, who, deadline })
+    }
+
+    fn call(&self) -> Call {
+        let deadline = deadline::of_item(self.op, self.deadline, Instant::now());
+        Call { op: self.op, who: Arc::clone(&self.who), deadline }
+    }
+
+    /// Resolves when the stream has to end although the client would go on.
+    fn stop(&self, mut draining: watch::Receiver<bool>) -> BoxFuture<'static, Error> {
+        let deadline = self.deadline;
+        Box::pin(async move {
+            let late = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // An `Err` says that the server is gone, which is a shutdown too.
+                _ = draining.wait_for(|draining| *draining) => shutting_down(),
+                () = late => Error::new(Reason::DeadlineExceeded, "the stream's deadline passed"),
+            }
+        })
+    }
+}
+
+/// Works on up to `window` items at once and yields their answers as they come.
+struct Pipeline<S, F, Answer> {
+    /// `None` once no more items are read.
+    items: Option<S>,
+    start: F,
+    window: usize,
+    in_work: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Asked only while items are read.
+    stop: BoxFuture<'static, Error>,
+    /// How the stream ends once everything in work is answered; `None` for well.
+    ending: Option<Status>,
+}
+
+impl<S, F, Answer> Pipeline<S, F, Answer> {
+    fn new(items: S, window: usize, start: F, stop: BoxFuture<'static, Error>) -> Self {
+        let in_work = FuturesUnordered::new();
+        Self { items: Some(items), start, window, in_work, stop, ending: None }
+    }
+}
+
+impl<Item, S, F, Answer> Pipeline<S, F, Answer>
+where
+    S: Stream<Item = Result<Item, Status>> + Unpin,
+    F: FnMut(Item) -> BoxFuture<'static, Answer>,
+{
+    /// Takes items into work until the window is full or none is there.
+    fn read(&mut self, cx: &mut Context<'_>) {
+        let Some(items) = &mut self.items else { return };
+        if let Poll::Ready(error) = self.stop.as_mut().poll(cx) {
+            self.items = None;
+            self.ending = Some(error.into());
+            return;
+        }
+        while self.in_work.len() < self.window {
+            match items.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(item))) => self.in_work.push((self.start)(item)),
+                Poll::Ready(Some(Err(status))) => {
+                    self.items = None;
+                    self.ending = Some(finish::mend(status));
+                    return;
+                }
+                Poll::Ready(None) => {
+                    self.items = None;
+                    return;
+                }
+                Poll::Pending => return,
+            }
+        }
+    }
+}
+
+impl<Item, S, F, Answer> Stream for Pipeline<S, F, Answer>
+where
+    S: Stream<Item = Result<Item, Status>> + Unpin,
+    F: FnMut(Item) -> BoxFuture<'static, Answer> + Unpin,
+{
+    type Item = Result<Answer, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.read(cx);
+        match self.in_work.poll_next_unpin(cx) {
+            Poll::Ready(Some(answer)) => Poll::Ready(Some(Ok(answer))),
+            Poll::Ready(None) if self.items.is_none() => Poll::Ready(self.ending.take().map(Err)),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+    use tokio::{sync::Semaphore, task::yield_now};
+
+    type Items = BoxStream<'static, Result<u32, Status>>;
+
+    fn numbers(n: u32) -> Items {
+        stream::iter((0..n).map(Ok)).boxed()
+    }
+
+    fn never() -> BoxFuture<'static, Error> {
+        Box::pin(pending())
+    }
+
+    #[tokio::test]
+    async fn answers_come_as_they_are_ready() {
+        let start = |n: u32| -> BoxFuture<'static, u32> {
+            Box::pin(async move {
+                if n == 0 {
+                    yield_now().await;
+                }
+                n
+            })
+        };
+        let answers: Vec<_> = Pipeline::new(numbers(3), 2, start, never()).collect().await;
+        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers.len(), 3);
+        assert_ne!(answers[0], 0, "a slow item holds no other up");
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_window_is_read() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&read);
+        let items = numbers(100).inspect(move |_| {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        let gate = Arc::new(Semaphore::new(0));
+        let opened = Arc::clone(&gate);
+        let start = move |n: u32| -> BoxFuture<'static, u32> {
+            let gate = Arc::clone(&opened);
+            Box::pin(async move {
+                gate.acquire().await.expect("the gate is not closed").forget();
+                n
+            })
+        };
+        let mut pipeline = Pipeline::new(items, 4, start, never());
+        assert!(futures_util::poll!(pipeline.next()).is_pending());
+        assert_eq!(read.load(Ordering::Relaxed), 4);
+        gate.add_permits(1);
+        assert!(pipeline.next().await.is_some());
+        assert!(futures_util::poll!(pipeline.next()).is_pending());
+        assert_eq!(read.load(Ordering::Relaxed), 5, "one answered, one more read");
+    }
+
+    #[tokio::test]
+    async fn what_is_in_work_is_answered_before_a_broken_stream_ends() {
+        let broken = stream::iter([Ok(1), Err(Status::out_of_range("too large")), Ok(2)]).boxed();
+        let start = |n: u32| -> BoxFuture<'static, u32> { Box::pin(async move { n }) };
+        let mut pipeline = Pipeline::new(broken, 4, start, never());
+        assert_eq!(pipeline.next().await.unwrap().unwrap(), 1);
+        let ending = pipeline.next().await.unwrap().unwrap_err();
+        assert_eq!(ending.code(), tonic::Code::ResourceExhausted);
+        assert!(pipeline.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stopped_stream_answers_what_it_has_read_and_says_why() {
+        let items: Items = stream::iter([Ok(1)]).chain(stream::pending()).boxed();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stop_when = Box::pin(async {
+            let _ = stopped.await;
+            shutting_down()
+        });
+        let start = |n: u32| -> BoxFuture<'static, u32> { Box::pin(async move { n }) };
+        let mut pipeline = Pipeline::new(items, 4, start, stop_when);
+        assert_eq!(pipeline.next().await.unwrap().unwrap(), 1);
+        assert!(futures_util::poll!(pipeline.next()).is_pending());
+        drop(stop);
+        let ending = pipeline.next().await.unwrap().unwrap_err();
+        assert_eq!(ending.code(), tonic::Code::Unavailable);
+        assert!(pipeline.next().await.is_none());
+    }
+}

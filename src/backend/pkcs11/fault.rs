@@ -1,0 +1,96 @@
+//! What can go wrong inside the backend, before it is judged; and what a caller is
+//! told once it is.
+
+use super::{
+    ckr::{self, Class},
+    ffi::Ckr,
+};
+use crate::error::{Error, Reason};
+
+/// Trouble of one attempt.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The module said no.
+    Ckr(Ckr),
+    /// An operation on a caller's ciphertext failed in a way that may be the
+    /// ciphertext's fault or the device's. `judge.rs` finds out.
+    Suspect(Ckr),
+    /// No token fits the selector; what there is, for the operator.
+    NoToken(String),
+    /// The key is not on the token.
+    KeyGone(String),
+    /// A key of that label and id is there, but it is another one.
+    KeyChanged(String),
+    /// That many threads hang in the module.
+    Hung(usize),
+    /// The deadline passed before the module could be called.
+    TooLate,
+    /// Settled: no rung of the ladder can help.
+    Refused(Error),
+}
+
+impl From<Ckr> for Fault {
+    fn from(error: Ckr) -> Self {
+        Self::Ckr(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl Fault {
+    /// What a caller is told when the ladder has been climbed in vain.
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Refused(error) => error,
+            Self::Ckr(error) | Self::Suspect(error) => ckr_error(error),
+            Self::NoToken(detail) => {
+                unreachable("the token is not there").with_detail(detail).with_fix(
+                    "see that the token is plugged in or reachable, and that `token` and `serial` name it",
+                )
+            }
+            Self::KeyGone(what) => {
+                Error::new(Reason::KekVersionNotFound, format!("the token no longer has {what}"))
+                    .with_fix("restore the key from the HSM's backup; DEKs under it are dark until then")
+            }
+            Self::KeyChanged(what) => {
+                Error::new(Reason::KekMismatch, format!("the token has another key as {what}"))
+                    .with_fix("the key was deleted and made again; restore the old one, or use the new version")
+            }
+            Self::Hung(threads) => unreachable("calls into the PKCS#11 module hang")
+                .with_detail(format!("{threads} threads inside")),
+            Self::TooLate => {
+                Error::new(Reason::DeadlineExceeded, "the HSM was not free before the deadline")
+            }
+        }
+    }
+}
+
+fn unreachable(message: &'static str) -> Error {
+    Error::new(Reason::BackendUnreachable, message)
+}
+
+fn ckr_error(Ckr { function, code }: Ckr) -> Error {
+    let detail = format!("{function}: {}", ckr::name(code));
+    let misconfigured = |message| Error::new(Reason::BackendMisconfigured, message);
+    let error = match ckr::class(code) {
+        Class::Ambiguous | Class::Handle | Class::Session | Class::Login | Class::Gone => {
+            unreachable("the HSM fails")
+        }
+        Class::Pin => misconfigured("the token refuses the PIN")
+            .with_fix("mend the PIN in `pin_file` or `pin_env`; the same PIN is not tried again"),
+        Class::Mechanism => misconfigured("the token does not do this operation")
+            .with_fix("set an `algorithm` that the token supports"),
+        Class::KeyUse => Error::new(Reason::KekDisabled, "the key may not be used for this")
+            .with_fix("set the key's usage flags (CKA_DECRYPT or CKA_UNWRAP) on the token"),
+        Class::Full => {
+            Error::new(Reason::Overloaded, "the HSM has no room for more sessions or objects")
+        }
+        Class::Template => misconfigured("the token does not take the attributes of the object")
+            .with_fix("report the token's model: its rules for templates are not known yet"),
+    };
+    error.with_detail(detail)
+}

@@ -1,0 +1,167 @@
+//! Why a call failed, as the sidecar said it, or as the client found out.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use tonic::{Code, Status, TimeoutExpired};
+use tonic_types::StatusExt;
+
+use crate::{
+    error::Reason,
+    wire::{ERROR_DOMAIN, ItemError},
+};
+
+/// Why a call, or one item of a stream, failed. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    reason: String,
+    code: Code,
+    message: String,
+    fix: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// The sidecar cannot be reached. A request that was on its way may or may not have
+    /// been worked on.
+    pub const SIDECAR_UNREACHABLE: &'static str = "SIDECAR_UNREACHABLE";
+    /// The answer is not what the protocol says it is.
+    pub const ANSWER_INVALID: &'static str = "ANSWER_INVALID";
+    /// The endpoint, or one of its files, cannot be used.
+    pub const ENDPOINT_INVALID: &'static str = "ENDPOINT_INVALID";
+
+    /// What went wrong, for programs: a reason of the protocol such as `KEK_NOT_FOUND`,
+    /// or one of the constants here.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// The gRPC status code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What went wrong, for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// How to mend it, if known.
+    pub fn fix(&self) -> Option<&str> {
+        self.fix.as_deref()
+    }
+
+    /// When sending the same request again can help; `None` if it cannot.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    fn new(reason: &str, code: Code, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.to_owned(),
+            code,
+            message: message.into(),
+            fix: None,
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn answer_invalid(what: &str) -> Self {
+        Self::new(Self::ANSWER_INVALID, Code::Internal, format!("the sidecar answered with {what}"))
+    }
+
+    pub(super) fn deadline_exceeded() -> Self {
+        let reason = Reason::DeadlineExceeded.as_str();
+        Self::new(reason, Code::DeadlineExceeded, "no answer within the deadline")
+    }
+
+    pub(super) fn endpoint_invalid(message: impl Into<String>, fix: &str) -> Self {
+        let error = Self::new(Self::ENDPOINT_INVALID, Code::InvalidArgument, message);
+        Self { fix: Some(fix.to_owned()), ..error }
+    }
+
+    /// What a status says. `target` is where it was sent to.
+    pub(super) fn from_status(status: &Status, target: &str) -> Self {
+        let details = status.get_error_details();
+        let Some(info) = details.error_info().filter(|info| info.domain == ERROR_DOMAIN) else {
+            return Self::from_transport(status, target);
+        };
+        Self {
+            reason: info.reason.clone(),
+            code: status.code(),
+            message: status.message().to_owned(),
+            fix: info.metadata.get("fix").cloned(),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        }
+    }
+
+    /// A status that no sidecar made: the RPC library or the connection did.
+    fn from_transport(status: &Status, target: &str) -> Self {
+        // The library calls its own deadline a cancellation.
+        if status.message() == TimeoutExpired(()).to_string() {
+            return Self::deadline_exceeded();
+        }
+        match status.code() {
+            Code::DeadlineExceeded => Self::deadline_exceeded(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled => {
+                let cause = root_cause(status);
+                let message = format!("cannot reach the sidecar at {target}: {cause}");
+                let error = Self::new(Self::SIDECAR_UNREACHABLE, Code::Unavailable, message);
+                let fix = "see whether it runs, and whether we may connect to it";
+                Self { fix: Some(fix.to_owned()), ..error }
+            }
+            code => Self::new(Self::ANSWER_INVALID, code, status.message()),
+        }
+    }
+
+    pub(super) fn from_item(error: ItemError) -> Self {
+        let ItemError { code, reason, message, retry_after } = error;
+        let retry_after = retry_after.and_then(|after| after.try_into().ok());
+        Self { reason, code: Code::from(code), message, fix: None, retry_after }
+    }
+}
+
+/// The innermost error of a chain, which says what really happened.
+fn root_cause(status: &Status) -> String {
+    let mut cause: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(inner) = cause.and_then(StdError::source) {
+        cause = Some(inner);
+    }
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn a_status_of_the_sidecar_is_taken_word_for_word() {
+        let metadata = HashMap::from([("fix".to_owned(), "wait".to_owned())]);
+        let mut details = ErrorDetails::with_error_info("OVERLOADED", "keyward", metadata);
+        details.set_retry_info(Some(Duration::from_millis(100)));
+        let status = Status::with_error_details(Code::ResourceExhausted, "too much", details);
+        let error = Error::from_status(&status, "x");
+        assert_eq!((error.reason(), error.code()), ("OVERLOADED", Code::ResourceExhausted));
+        assert_eq!((error.message(), error.fix()), ("too much", Some("wait")));
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_status_of_somebody_else_gives_no_leave_to_retry() {
+        let mut details = ErrorDetails::with_error_info("BUSY", "elsewhere", HashMap::new());
+        details.set_retry_info(Some(Duration::from_millis(1)));
+        let status = Status::with_error_details(Code::Unavailable, "proxy", details);
+        let error = Error::from_status(&status, "/run/k.sock");
+        assert_eq!((error.reason(), error.retry_after()), (Error::SIDECAR_UNREACHABLE, None));
+        assert!(error.message().contains("/run/k.sock"));
+    }
+}

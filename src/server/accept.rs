@@ -1,0 +1,130 @@
+//! The accept loop: one for each listener, with one bound on all their connections.
+//!
+//! It ends when the drain starts and never before: an error of `accept` (no file
+//! descriptors left, a client that went away in the queue) is waited out.
+
+use std::{future::Future, io, sync::Arc, time::Duration, time::Instant};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    time::sleep,
+};
+use tracing::{debug, warn};
+
+use super::{connection, drain::Drain, drain::wait_for, services::Services, throttle::Throttle};
+use crate::auth::Identity;
+
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A place where connections come in.
+pub(super) trait Listener: Send + Sync + 'static {
+    /// A connection whose peer is not known yet.
+    type Raw: Send + 'static;
+    /// A connection that speaks plain HTTP/2.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// For logs.
+    fn name(&self) -> &'static str;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Raw>> + Send;
+
+    /// Finds out who is at the other end. `Err` says why the connection is closed. It
+    /// takes a bounded time.
+    fn identify(
+        &self,
+        raw: Self::Raw,
+    ) -> impl Future<Output = Result<(Self::Io, Identity), String>> + Send;
+}
+
+/// What all listeners share.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    free: Arc<Semaphore>,
+    limit: usize,
+    services: Arc<Services>,
+    drain: Arc<Drain>,
+    /// Lines about connections that were closed because of the limit.
+    full: Arc<Throttle>,
+    /// Lines about connections that were closed because nobody knows whose they are.
+    refused: Arc<Throttle>,
+}
+
+impl Gate {
+    /// Lets at most `limit` connections in at once.
+    pub(super) fn new(limit: usize, services: Arc<Services>, drain: Arc<Drain>) -> Self {
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self {
+            free: Arc::new(Semaphore::new(limit)),
+            limit,
+            services,
+            drain,
+            full: Arc::default(),
+            refused: Arc::default(),
+        }
+    }
+}
+
+/// Accepts and serves until the drain starts. Dropping the listener at the end closes it.
+pub(super) async fn run<L: Listener>(listener: L, gate: Gate) {
+    let listener = Arc::new(listener);
+    let mut draining = gate.drain.draining();
+    let mut pause = PAUSE_MIN;
+    loop {
+        let accepted = tokio::select! {
+            () = wait_for(&mut draining) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(raw) => {
+                pause = PAUSE_MIN;
+                admit(&listener, raw, &gate);
+            }
+            Err(error) => {
+                warn!(listener = listener.name(), "cannot accept a connection: {error}");
+                tokio::select! {
+                    () = wait_for(&mut draining) => return,
+                    () = sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+                }
+            }
+        }
+    }
+}
+
+/// Starts the connection's task, or closes the connection if there are too many.
+fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, gate: &Gate) {
+    let Ok(place) = Arc::clone(&gate.free).try_acquire_owned() else {
+        if let Some(skipped) = gate.full.allow(Instant::now()) {
+            let limit = gate.limit;
+            warn!(limit, skipped, "too many connections: closing a new one");
+        }
+        return;
+    };
+    // A weak reference: a connection must not keep a listener open that has ended.
+    let listener = Arc::downgrade(listener);
+    let mut drain = gate.drain.connection();
+    let gate = gate.clone();
+    tokio::spawn(async move {
+        let _place = place;
+        let Some(identifier) = listener.upgrade() else { return };
+        let name = identifier.name();
+        let identified = tokio::select! {
+            () = drain.started() => return,
+            identified = identifier.identify(raw) => identified,
+        };
+        drop(identifier);
+        match identified {
+            Ok((io, who)) => {
+                debug!(listener = name, %who, "connected");
+                connection::serve(io, Arc::new(who), Arc::clone(&gate.services), drain).await;
+            }
+            Err(why) => {
+                if let Some(skipped) = gate.refused.allow(Instant::now()) {
+                    warn!(listener = name, skipped, "closing a connection: {why}");
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,316 @@
+//! The contract of `Backend`, checked on every backend: SoftHSM and kryoptic today.
+//!
+//! A new backend adds a [`Subject`] and a line to `suite!`. Each case runs on a fresh
+//! token in a process of its own.
+
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use keyward::{
+    backend::{Backend, KeyKind, NewKey, pkcs11::Pkcs11Backend},
+    error::Reason,
+    kek::{Algorithm, KeyRef, Proof, Purpose, UsableVersion, Version, VersionInfo},
+    secret::Secret,
+};
+use support::token::{Kind, TestToken};
+
+/// A backend under test, and what its device is known to do.
+struct Subject {
+    backend: Arc<dyn Backend>,
+    algorithms: &'static [Algorithm],
+    not_supported: &'static [Algorithm],
+    /// Whether its A256KWP gives back any length as it was.
+    pads_any_length: bool,
+    _token: TestToken,
+}
+
+fn subject(kind: Kind) -> Subject {
+    use Algorithm::*;
+    let token = TestToken::new(kind);
+    token.enter();
+    let backend = Pkcs11Backend::open(token.settings()).expect("the token opens");
+    let (algorithms, not_supported): (&[_], &[_]) = match kind {
+        Kind::SoftHsm => (&[RsaOaep, A256Kw, A256Kwp], &[RsaOaep256, RsaOaep384, RsaOaep512]),
+        Kind::Kryoptic => (&[RsaOaep, RsaOaep256, RsaOaep384, RsaOaep512, A256Kw, A256Kwp], &[]),
+    };
+    Subject {
+        backend: Arc::new(backend),
+        algorithms,
+        not_supported,
+        pads_any_length: kind == Kind::Kryoptic,
+        _token: token,
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn key(label: &str) -> KeyRef {
+    KeyRef::parse(label).expect("a label")
+}
+
+fn usable(info: &VersionInfo) -> UsableVersion {
+    let now = SystemTime::now();
+    Version::new(Arc::new(info.clone()), Proof::Proven { at: now })
+        .usable(Purpose::Unwrap, now)
+        .expect("the version is usable")
+}
+
+impl Subject {
+    async fn create(&self, label: &str, kind: KeyKind) {
+        let officer = self.backend.officer().expect("an officer");
+        officer.create(&NewKey { label: label.into(), kind }, soon()).await.expect("a key");
+    }
+
+    /// Creates a key for `algorithm` and returns its only version.
+    async fn key_for(&self, algorithm: Algorithm) -> VersionInfo {
+        let kind = match algorithm {
+            Algorithm::A256Kw | Algorithm::A256Kwp => KeyKind::Aes256,
+            _ => KeyKind::Rsa(2048),
+        };
+        let label = format!("key-{algorithm}");
+        self.create(&label, kind).await;
+        let mut versions =
+            self.backend.versions(&key(&label), algorithm, soon()).await.expect("versions");
+        assert_eq!(versions.len(), 1);
+        versions.remove(0)
+    }
+
+    async fn unwrap(
+        &self,
+        info: &VersionInfo,
+        algorithm: Algorithm,
+        ciphertext: &[u8],
+    ) -> Result<Secret, Reason> {
+        let unwrapped = self.backend.unwrap(&usable(info), algorithm, ciphertext, soon()).await;
+        unwrapped.map_err(|error| error.reason())
+    }
+}
+
+async fn what_is_wrapped_unwraps(subject: Subject) {
+    for algorithm in subject.algorithms {
+        let info = subject.key_for(*algorithm).await;
+        subject.backend.prove(&info, *algorithm, soon()).await.expect("the self-test");
+        for len in [16, 24, 32, 64, 104] {
+            let payload = Secret::new((0..len).map(|i| i as u8).collect());
+            let wrapped = subject.backend.wrap(&usable(&info), *algorithm, &payload, soon()).await;
+            let wrapped = wrapped.expect("a ciphertext");
+            let unwrapped = subject.unwrap(&info, *algorithm, &wrapped).await.expect("a payload");
+            assert!(unwrapped.ct_eq(payload.expose()), "{algorithm} {len}");
+        }
+    }
+}
+
+/// A length comes back as it was, or is refused: never with zeros at its end.
+async fn other_lengths_than_multiples_of_eight_are_kept_or_refused(subject: Subject) {
+    for algorithm in [Algorithm::A256Kw, Algorithm::A256Kwp] {
+        let info = subject.key_for(algorithm).await;
+        for len in [17, 23, 33, 63] {
+            let payload = Secret::new(vec![0xa5; len]);
+            match subject.backend.wrap(&usable(&info), algorithm, &payload, soon()).await {
+                Ok(wrapped) => {
+                    assert_eq!(algorithm, Algorithm::A256Kwp);
+                    let unwrapped = subject.unwrap(&info, algorithm, &wrapped).await.unwrap();
+                    assert!(unwrapped.ct_eq(payload.expose()));
+                }
+                Err(error) => {
+                    assert_eq!(error.reason(), Reason::DekLengthInvalid);
+                    assert!(algorithm == Algorithm::A256Kw || !subject.pads_any_length);
+                }
+            }
+        }
+    }
+}
+
+async fn every_size_of_rsa_works(subject: Subject) {
+    let algorithm = subject.algorithms[0];
+    for bits in [2048, 3072, 4096] {
+        let label = format!("rsa-{bits}");
+        subject.create(&label, KeyKind::Rsa(bits)).await;
+        let versions = subject.backend.versions(&key(&label), algorithm, soon()).await.unwrap();
+        assert_eq!(versions[0].bits, bits);
+        subject.backend.prove(&versions[0], algorithm, soon()).await.expect("the self-test");
+    }
+}
+
+async fn a_created_key_cannot_leave(subject: Subject) {
+    for algorithm in [subject.algorithms[0], Algorithm::A256Kw] {
+        let info = subject.key_for(algorithm).await;
+        let assurance = &info.assurance;
+        assert!(assurance.sensitive && !assurance.extractable, "{assurance:?}");
+        assert!(assurance.always_sensitive && assurance.never_extractable && assurance.local);
+        assert!(info.enabled);
+    }
+}
+
+async fn a_label_is_created_once(subject: Subject) {
+    subject.create("once", KeyKind::Rsa(2048)).await;
+    let officer = subject.backend.officer().expect("an officer");
+    for kind in [KeyKind::Rsa(2048), KeyKind::Aes256] {
+        let again = officer.create(&NewKey { label: "once".into(), kind }, soon()).await;
+        assert_eq!(again.unwrap_err().reason(), Reason::RequestInvalid);
+    }
+    assert_eq!(officer.list(Some("once"), soon()).await.unwrap().len(), 1);
+}
+
+async fn garbage_is_always_the_same_error_and_does_no_harm(subject: Subject) {
+    for algorithm in subject.algorithms {
+        let info = subject.key_for(*algorithm).await;
+        let payload = Secret::new(vec![7; 32]);
+        let good =
+            subject.backend.wrap(&usable(&info), *algorithm, &payload, soon()).await.unwrap();
+        let mut flipped = good.clone();
+        flipped[5] ^= 0x40;
+        let mut garbage = vec![
+            vec![],
+            vec![0],
+            good[..good.len() - 1].to_vec(),
+            [&good[..], &[0]].concat(),
+            [&good[..], &[0; 8]].concat(),
+            vec![0; good.len()],
+            vec![0xff; good.len()],
+            flipped,
+        ];
+        garbage.push((0..good.len()).map(|i| (i * 37) as u8).collect());
+        for bad in &garbage {
+            let refused = subject.unwrap(&info, *algorithm, bad).await.map(|_| ());
+            assert_eq!(refused, Err(Reason::CiphertextInvalid), "{algorithm} {bad:02x?}");
+            let still = subject.unwrap(&info, *algorithm, &good).await.expect("still works");
+            assert!(still.ct_eq(payload.expose()));
+        }
+    }
+}
+
+async fn another_keys_ciphertext_is_garbage(subject: Subject) {
+    let algorithm = subject.algorithms[0];
+    subject.create("a", KeyKind::Rsa(2048)).await;
+    subject.create("b", KeyKind::Rsa(2048)).await;
+    let a = subject.backend.versions(&key("a"), algorithm, soon()).await.unwrap().remove(0);
+    let b = subject.backend.versions(&key("b"), algorithm, soon()).await.unwrap().remove(0);
+    let payload = Secret::new(vec![7; 32]);
+    let of_a = subject.backend.wrap(&usable(&a), algorithm, &payload, soon()).await.unwrap();
+    let refused = subject.unwrap(&b, algorithm, &of_a).await.map(|_| ());
+    assert_eq!(refused, Err(Reason::CiphertextInvalid));
+}
+
+async fn a_key_of_another_fingerprint_is_never_used(subject: Subject) {
+    let algorithm = subject.algorithms[0];
+    subject.create("a", KeyKind::Rsa(2048)).await;
+    subject.create("b", KeyKind::Rsa(2048)).await;
+    let a = subject.backend.versions(&key("a"), algorithm, soon()).await.unwrap().remove(0);
+    let b = subject.backend.versions(&key("b"), algorithm, soon()).await.unwrap().remove(0);
+    // What a replaced key looks like: the name of one, the material of another.
+    let replaced = VersionInfo { fingerprint: a.fingerprint, public_key: a.public_key, ..b };
+    let refused = subject.unwrap(&replaced, algorithm, &[7; 256]).await.map(|_| ());
+    assert_eq!(refused, Err(Reason::KekMismatch));
+}
+
+async fn an_algorithm_that_the_device_lacks_is_said_to_be_so(subject: Subject) {
+    for algorithm in subject.not_supported {
+        let info = subject.key_for(*algorithm).await;
+        let refused = subject.backend.prove(&info, *algorithm, soon()).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::BackendMisconfigured);
+        assert!(refused.fix().is_some_and(|fix| fix.contains("RSA-OAEP")), "{refused:?}");
+        let refused = subject.unwrap(&info, *algorithm, &[7; 256]).await.map(|_| ());
+        assert_eq!(refused, Err(Reason::AlgorithmUnsupported));
+    }
+}
+
+async fn a_key_that_is_not_there_is_not_found(subject: Subject) {
+    let algorithm = subject.algorithms[0];
+    let none = subject.backend.versions(&key("nothing"), algorithm, soon()).await;
+    assert_eq!(none.unwrap_err().reason(), Reason::KekNotFound);
+    subject.create("thing", KeyKind::Rsa(2048)).await;
+    let pinned = subject.backend.versions(&key("thing/00ff"), algorithm, soon()).await;
+    assert_eq!(pinned.unwrap_err().reason(), Reason::KekNotFound);
+    let aes = subject.backend.versions(&key("thing"), Algorithm::A256Kw, soon()).await;
+    assert_eq!(aes.unwrap_err().reason(), Reason::KekNotFound, "an RSA key is no AES key");
+}
+
+async fn random_bytes_are_random(subject: Subject) {
+    let one = subject.backend.random(64, soon()).await.unwrap().expect("a generator");
+    let two = subject.backend.random(64, soon()).await.unwrap().expect("a generator");
+    assert_eq!(one.len(), 64);
+    assert!(!one.ct_eq(two.expose()));
+}
+
+async fn a_deadline_that_passed_is_kept(subject: Subject) {
+    let info = subject.key_for(subject.algorithms[0]).await;
+    let past = Instant::now();
+    let late = subject.backend.unwrap(&usable(&info), subject.algorithms[0], &[7; 256], past).await;
+    assert_eq!(late.unwrap_err().reason(), Reason::DeadlineExceeded);
+}
+
+async fn many_callers_share_it(subject: Subject) {
+    let algorithm = subject.algorithms[0];
+    let info = subject.key_for(algorithm).await;
+    let payload = Secret::new(vec![9; 32]);
+    let good = subject.backend.wrap(&usable(&info), algorithm, &payload, soon()).await.unwrap();
+    let tasks: Vec<_> = (0..200)
+        .map(|i| {
+            let (backend, info, mut bytes) =
+                (Arc::clone(&subject.backend), info.clone(), good.clone());
+            if i % 10 == 0 {
+                bytes[0] ^= 1;
+            }
+            tokio::spawn(async move {
+                (i, backend.unwrap(&usable(&info), algorithm, &bytes, soon()).await)
+            })
+        })
+        .collect();
+    for task in tasks {
+        match task.await.unwrap() {
+            (i, Ok(unwrapped)) => assert!(i % 10 != 0 && unwrapped.ct_eq(payload.expose())),
+            (i, Err(error)) => {
+                assert_eq!((i % 10, error.reason()), (0, Reason::CiphertextInvalid));
+            }
+        }
+    }
+}
+
+async fn a_closed_backend_refuses(subject: Subject) {
+    let info = subject.key_for(subject.algorithms[0]).await;
+    subject.backend.close().await;
+    let refused = subject.unwrap(&info, subject.algorithms[0], &[7; 256]).await.map(|_| ());
+    assert_eq!(refused, Err(Reason::ShuttingDown));
+}
+
+macro_rules! suite {
+    ($($name:ident: $kind:expr;)+) => {$(
+        mod $name {
+            use super::*;
+            suite!(@cases $kind;
+                what_is_wrapped_unwraps,
+                other_lengths_than_multiples_of_eight_are_kept_or_refused,
+                every_size_of_rsa_works,
+                a_created_key_cannot_leave,
+                a_label_is_created_once,
+                garbage_is_always_the_same_error_and_does_no_harm,
+                another_keys_ciphertext_is_garbage,
+                a_key_of_another_fingerprint_is_never_used,
+                an_algorithm_that_the_device_lacks_is_said_to_be_so,
+                a_key_that_is_not_there_is_not_found,
+                random_bytes_are_random,
+                a_deadline_that_passed_is_kept,
+                many_callers_share_it,
+                a_closed_backend_refuses,
+            );
+        }
+    )+};
+    (@cases $kind:expr; $($case:ident,)+) => {$(
+        #[tokio::test]
+        async fn $case() {
+            super::$case(subject($kind)).await;
+        }
+    )+};
+}
+
+suite! {
+    softhsm: Kind::SoftHsm;
+    kryoptic: Kind::Kryoptic;
+}

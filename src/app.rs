@@ -1,1 +1,238 @@
-//! placeholder
+//! The one composition root: builds everything, in reading order, and runs it.
+//!
+//! Start-up fails at once on what only an operator can mend: a module that does not
+//! load, a wrong PIN, an algorithm that the token refuses. It does not fail on a key
+//! that is gone, expired or disabled, nor on an HSM that is away: other KEKs must be
+//! served all the same, so those leave the sidecar up, not ready, and trying.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+    time::sleep,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    backend::{Backend, pkcs11::Pkcs11Backend},
+    config::{BackendConfig, Config, KekConfig},
+    engine::{self, Engine, KekSpec},
+    error::{Error, Reason},
+    observe,
+    server::{self, SetupError},
+};
+
+/// How long one KEK's first self-test may take.
+const FIRST_PROOF: Duration = Duration::from_secs(30);
+/// How often a start-up that is not ready tries again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the sidecar could not start, or had to stop.
+#[derive(Debug)]
+pub struct StartError {
+    /// What could not be done.
+    pub what: String,
+    /// Why.
+    pub cause: String,
+    /// How to mend it, if known.
+    pub fix: Option<String>,
+}
+
+/// Opens a backend. Blocks for as long as its device takes.
+pub fn build_backend(config: &BackendConfig) -> Result<Arc<dyn Backend>, Error> {
+    match config {
+        BackendConfig::Pkcs11(settings) => Ok(Arc::new(Pkcs11Backend::open(settings.clone())?)),
+    }
+}
+
+/// Runs the sidecar until SIGTERM or SIGINT.
+pub fn serve(config: Config) -> Result<(), StartError> {
+    observe::start(config.log.format, &config.log.filter)
+        .map_err(|cause| StartError::new("cannot start the log", cause))?;
+    server::raise_nofile_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("keyward")
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::new("cannot start the runtime", error))?;
+    let outcome = runtime.block_on(run(config));
+    // A thread that hangs in a module must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn run(config: Config) -> Result<(), StartError> {
+    let shutdown = Signals::listen()?;
+    let backends = open_backends(&config.backends)?;
+    let engine = Arc::new(Engine::new(kek_specs(&config.keks, &backends)));
+    let policy = Arc::new(ArcSwap::from_pointee(config.policy));
+    let (ready, is_ready) = watch::channel(false);
+    let (give_up, gave_up) = oneshot::channel();
+
+    let proving = tokio::spawn({
+        let engine = Arc::clone(&engine);
+        async move {
+            match prove_all(&engine).await {
+                Ok(()) => {
+                    ready.send_replace(true);
+                    notify_supervisor(NotifyState::Ready);
+                    info!("ready");
+                    engine::keep_proven(engine, config.lease_interval).await;
+                }
+                Err(error) => drop(give_up.send(error)),
+            }
+        }
+    });
+
+    let mut fatal = None;
+    let stop = async {
+        tokio::select! {
+            () = shutdown.received() => {}
+            Ok(error) = gave_up => fatal = Some(error),
+        }
+        notify_supervisor(NotifyState::Stopping);
+    };
+    let served = server::serve(&config.server, engine, policy, is_ready, stop, |listening| {
+        info!(socket = ?listening.socket, tcp = ?listening.tcp, "listening");
+    })
+    .await;
+    proving.abort();
+    for backend in &backends {
+        backend.close().await;
+    }
+    served?;
+    match fatal {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn open_backends(configs: &[BackendConfig]) -> Result<Vec<Arc<dyn Backend>>, StartError> {
+    let open = |config: &BackendConfig| {
+        tokio::task::block_in_place(|| build_backend(config)).map_err(|error| {
+            StartError::of(format!("cannot open backend {}", config.name()), &error)
+        })
+    };
+    configs.iter().map(open).collect()
+}
+
+fn kek_specs(keks: &[KekConfig], backends: &[Arc<dyn Backend>]) -> Vec<KekSpec> {
+    let spec = |kek: &KekConfig| KekSpec {
+        name: kek.name.clone(),
+        backend: backends
+            .iter()
+            .find(|backend| backend.name() == kek.backend)
+            .map(Arc::clone)
+            .expect("the configuration was checked: every KEK names a backend"),
+        key: kek.key.clone(),
+        algorithm: kek.algorithm,
+    };
+    keks.iter().map(spec).collect()
+}
+
+/// Proves every KEK, for as long as it takes. `Err` if only the operator can help.
+async fn prove_all(engine: &Engine) -> Result<(), StartError> {
+    let mut told: Vec<(String, Reason)> = Vec::new();
+    loop {
+        for name in engine.names() {
+            let Err(error) = engine.verify(name, Instant::now() + FIRST_PROOF).await else {
+                continue;
+            };
+            if error.reason() == Reason::BackendMisconfigured {
+                return Err(StartError::of(format!("KEK {name} cannot be used"), &error));
+            }
+            // Once for each new trouble, not once a second.
+            let trouble = (name.to_string(), error.reason());
+            if !told.contains(&trouble) {
+                told.push(trouble);
+                let (fix, detail) = (error.fix().unwrap_or("-"), error.detail().unwrap_or("-"));
+                error!(kek = %name, reason = %error.reason(), fix, detail, "not ready: {error}");
+            }
+        }
+        if engine.ready(SystemTime::now()) {
+            return Ok(());
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Tells systemd, if it supervises us (`Type=notify`).
+fn notify_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("cannot notify the supervisor: {error}");
+    }
+}
+
+/// The signals that stop the sidecar.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// From here on the signals no longer kill the process.
+    fn listen() -> Result<Self, StartError> {
+        let on = |kind| {
+            signal(kind).map_err(|error| StartError::new("cannot listen for signals", error))
+        };
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves when the sidecar is to stop.
+    async fn received(mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return info!("SIGTERM"),
+                _ = self.interrupt.recv() => return info!("SIGINT"),
+                _ = self.hangup.recv() => {
+                    warn!("SIGHUP: this release does not reload its configuration; restart it");
+                }
+            }
+        }
+    }
+}
+
+impl StartError {
+    fn new(what: impl Into<String>, cause: impl ToString) -> Self {
+        Self { what: what.into(), cause: cause.to_string(), fix: None }
+    }
+
+    /// The operator may see the detail that callers do not.
+    fn of(what: String, error: &Error) -> Self {
+        let cause = match error.detail() {
+            Some(detail) => format!("{error} ({detail})"),
+            None => error.to_string(),
+        };
+        Self { what, cause, fix: error.fix().map(str::to_owned) }
+    }
+}
+
+impl From<SetupError> for StartError {
+    fn from(error: SetupError) -> Self {
+        Self {
+            what: error.what().to_owned(),
+            cause: error.cause().to_owned(),
+            fix: error.fix().map(str::to_owned),
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.cause)
+    }
+}
+
+impl std::error::Error for StartError {}

@@ -151,6 +151,18 @@ impl Reason {
         }
     }
 
+    /// Whether it says nothing about the key, only that it could not be asked now.
+    pub fn is_transient(self) -> bool {
+        matches!(
+            self,
+            Self::BackendUnreachable
+                | Self::Overloaded
+                | Self::DeadlineExceeded
+                | Self::ShuttingDown
+                | Self::Internal
+        )
+    }
+
     /// The usual answer to "can the same request succeed later, by itself?".
     fn retry(self) -> Retry {
         match self {

@@ -140,7 +140,7 @@ impl Kek {
         let KekSpec { backend, key, algorithm, .. } = &self.spec;
         let found = match backend.versions(key, *algorithm, deadline).await {
             Ok(found) => found,
-            Err(error) if is_transient(&error) => return Err(error),
+            Err(error) if error.reason().is_transient() => return Err(error),
             Err(error) => return self.learn_trouble(error),
         };
         let before = self.known.load_full();
@@ -149,7 +149,7 @@ impl Kek {
         for info in found {
             let proof = match backend.prove(&info, *algorithm, deadline).await {
                 Ok(at) => Proof::Proven { at },
-                Err(error) if is_transient(&error) => {
+                Err(error) if error.reason().is_transient() => {
                     unreachable = Some(error);
                     last_proof(&before.versions, &info)
                 }
@@ -185,18 +185,6 @@ fn last_proof(before: &VersionSet<Version>, info: &VersionInfo) -> Proof {
         Some(version) if version.info().fingerprint == info.fingerprint => version.proof().clone(),
         _ => Proof::Unproven,
     }
-}
-
-/// Whether an error says nothing about the key, only that it could not be asked.
-fn is_transient(error: &Error) -> bool {
-    matches!(
-        error.reason(),
-        Reason::BackendUnreachable
-            | Reason::Overloaded
-            | Reason::DeadlineExceeded
-            | Reason::ShuttingDown
-            | Reason::Internal
-    )
 }
 
 impl fmt::Debug for KekSpec {

@@ -74,11 +74,12 @@ impl List {
 
 impl Show {
     fn run(self, json: bool) -> Result<(), Failure> {
+        let public_key_out = show::public_key_output(self.public_key_out.as_deref())?;
         let kek = self.sidecar.connect()?.kek(&self.name)?;
-        if let Some(out) = &self.public_key_out {
+        if let Some(out) = public_key_out {
             let current = kek.versions.iter().find(|v| v.version == kek.current_version);
             let spki = current.map(|version| version.public_key.as_slice()).unwrap_or_default();
-            show::write_public_key(out, spki, "the current version")?;
+            show::write_public_key(&out, spki, "the current version")?;
         }
         match json {
             true => print(&show::json_line(&kek_json(&kek))),

@@ -103,16 +103,22 @@ impl Key {
 impl Create {
     fn run(self, json: bool) -> Result<(), Failure> {
         let bits = self.size.unwrap_or(if self.kind == "aes" { 256 } else { 3072 });
-        let kind = KeyKind::parse(&self.kind, bits)
-            .map_err(|why| Failure::usage(format!("--type {} --size {bits}", self.kind), why))?;
+        let kind = KeyKind::parse(&self.kind, bits).map_err(|why| {
+            Failure::usage(format!("no KEK can be {} with {bits} bits", self.kind), why)
+        })?;
         check_label(&self.label)?;
+        // Before there is a key: what would fail after it would fail too late.
+        if kind == KeyKind::Aes256 && self.public_key_out.is_some() {
+            return Err(Failure::usage("an AES key has no public key", "drop --public-key-out"));
+        }
+        let public_key_out = show::public_key_output(self.public_key_out.as_deref())?;
         let new = NewKey { label: self.label.clone(), kind };
         let key = self.backend.with_officer(async |officer| {
             tell(&format!("creating {} {bits} key {} …", self.kind, self.label));
             Ok(officer.create(&new, Instant::now() + DEADLINE).await?)
         })?;
-        if let Some(out) = &self.public_key_out {
-            show::write_public_key(out, spki(&key), "an AES key")?;
+        if let Some(out) = public_key_out {
+            show::write_public_key(&out, spki(&key), "the key")?;
         }
         match json {
             true => print(&show::json_line(&key_json(&key))),
@@ -148,6 +154,7 @@ impl List {
 impl Show {
     fn run(self, json: bool) -> Result<(), Failure> {
         check_label(&self.label)?;
+        let public_key_out = show::public_key_output(self.public_key_out.as_deref())?;
         let keys = self.backend.with_officer(async |officer| {
             Ok(officer.list(Some(&self.label), Instant::now() + DEADLINE).await?)
         })?;
@@ -156,8 +163,8 @@ impl Show {
                 .with_reason("KEK_NOT_FOUND")
                 .with_fix("`keyward key list` shows its keys; `keyward key create` makes one"));
         };
-        if let Some(out) = &self.public_key_out {
-            show::write_public_key(out, spki(newest), "an AES key")?;
+        if let Some(out) = public_key_out {
+            show::write_public_key(&out, spki(newest), "the key")?;
         }
         if json {
             let keys: Vec<_> = keys.iter().map(key_json).collect();

@@ -66,15 +66,18 @@ pub(super) fn pem(spki: &[u8]) -> String {
     pem
 }
 
-/// Writes a public key where `--public-key-out` says.
-pub(super) fn write_public_key(out: &Path, spki: &[u8], of: &str) -> Result<(), Failure> {
-    let output = Output::choose(Some(out), What::Text)?;
+/// Where `--public-key-out` says, found out before any work is done.
+pub(super) fn public_key_output(out: Option<&Path>) -> Result<Option<Output>, Failure> {
+    out.map(|out| Output::choose(Some(out), What::Text)).transpose()
+}
+
+/// Writes the public key of the key that `of` names.
+pub(super) fn write_public_key(out: &Output, spki: &[u8], of: &str) -> Result<(), Failure> {
     if spki.is_empty() {
-        return Err(
-            Failure::new(format!("{of} has no public key")).with_fix("only RSA keys have one")
-        );
+        let failure = Failure::new(format!("{of} has no public key"));
+        return Err(failure.with_fix("only RSA keys have one"));
     }
-    output.write(pem(spki).as_bytes())
+    out.write(pem(spki).as_bytes())
 }
 
 /// The fields of a wrapped DEK, and the whole of it as it is stored.

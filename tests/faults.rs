@@ -489,7 +489,10 @@ impl P11Kit {
 
 impl Drop for P11Kit {
     fn drop(&mut self) {
-        self.signal("-KILL");
+        let parent = self.server.id().to_string();
+        // Some end by themselves meanwhile.
+        let _killed = Command::new("pkill").args(["-KILL", "-P", &parent]).status();
+        let _killed = self.server.kill();
         let _ended = self.server.wait();
     }
 }

@@ -291,7 +291,8 @@ mod tests {
             ("spiffe://example.org/a", San::Dns("spiffe://example.org/a".into()), false),
         ];
         for (pattern, san, expected) in cases {
-            let matched = WhoPattern::parse(pattern).unwrap().matches(&tls(&[san.clone()]));
+            let matched =
+                WhoPattern::parse(pattern).unwrap().matches(&tls(std::slice::from_ref(&san)));
             assert_eq!(matched, expected, "{pattern} on {san}");
         }
     }

@@ -100,9 +100,14 @@ impl Error {
         if status.message() == TimeoutExpired(()).to_string() {
             return Self::deadline_exceeded();
         }
+        // A status with a source was made here, of an error of the connection. Its code
+        // may be any: the library calls a connection that was closed in order internal.
+        let broken = status.source().is_some();
         match status.code() {
             Code::DeadlineExceeded => Self::deadline_exceeded(),
-            Code::Unavailable | Code::Unknown | Code::Cancelled => {
+            code if broken
+                || matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled) =>
+            {
                 let cause = root_cause(status);
                 let message = format!("cannot reach the sidecar at {target}: {cause}");
                 let error = Self::new(Self::SIDECAR_UNREACHABLE, Code::Unavailable, message);

@@ -8,7 +8,10 @@ use std::{
     convert::Infallible,
     io,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -55,11 +58,16 @@ pub(super) async fn serve<I>(
         let (who, services) = (Arc::clone(&who), Arc::clone(&services));
         async move { Ok::<_, Infallible>(services.answer(who, request).await) }
     });
-    let io = TokioIo::new(Hello::new(io));
-    let mut connection = pin!(http2().serve_connection(io, answer));
+    let hello = Hello::new(io);
+    let said = Arc::clone(&hello.said);
+    let mut connection = pin!(http2().serve_connection(TokioIo::new(hello), answer));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = drain.started() => {
+            // Who has not said hello cannot be told goodbye, and has nothing in work.
+            if !said.load(Ordering::Relaxed) {
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 result = connection => result,
@@ -92,6 +100,8 @@ fn http2() -> http2::Builder<TokioExecutor> {
 struct Hello<I> {
     io: I,
     awaited: Option<Awaited>,
+    /// Set, by this end alone, once the hello is there.
+    said: Arc<AtomicBool>,
 }
 
 struct Awaited {
@@ -102,7 +112,8 @@ struct Awaited {
 impl<I> Hello<I> {
     fn new(io: I) -> Self {
         let until = Box::pin(sleep(HELLO_WITHIN));
-        Self { io, awaited: Some(Awaited { bytes: HELLO_BYTES, until }) }
+        let awaited = Some(Awaited { bytes: HELLO_BYTES, until });
+        Self { io, awaited, said: Arc::default() }
     }
 }
 
@@ -112,13 +123,14 @@ impl<I: AsyncRead + Unpin> AsyncRead for Hello<I> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { io, awaited } = &mut *self;
+        let Self { io, awaited, said } = &mut *self;
         let before = buffer.filled().len();
         let read = Pin::new(io).poll_read(cx, buffer);
         if let Some(hello) = awaited {
             hello.bytes = hello.bytes.saturating_sub(buffer.filled().len() - before);
             if hello.bytes == 0 {
                 *awaited = None;
+                said.store(true, Ordering::Relaxed);
             } else if read.is_pending() {
                 ready!(hello.until.as_mut().poll(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

@@ -2,4 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod fake;
+pub mod pki;
+pub mod sidecar;
 pub mod token;

@@ -21,6 +21,8 @@ pub(super) enum Fault {
     KeyGone(String),
     /// A key of that label and id is there, but it is another one.
     KeyChanged(String),
+    /// The key seems to be gone, but that could not be confirmed.
+    Unconfirmed(String),
     /// That many threads hang in the module.
     Hung(usize),
     /// The deadline passed before the module could be called.
@@ -42,6 +44,14 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
+    /// What to say instead when a fault that needs confirmation cannot get it.
+    pub(super) fn unconfirmed(&self) -> Option<Self> {
+        match self {
+            Self::KeyGone(what) => Some(Self::Unconfirmed(what.clone())),
+            _ => None,
+        }
+    }
+
     /// What a caller is told when the ladder has been climbed in vain.
     pub(super) fn into_error(self) -> Error {
         match self {
@@ -60,6 +70,8 @@ impl Fault {
                 Error::new(Reason::KekMismatch, format!("the token has another key as {what}"))
                     .with_fix("the key was deleted and made again; restore the old one, or use the new version")
             }
+            Self::Unconfirmed(what) => unreachable("the HSM shows no trace of the key")
+                .with_detail(format!("{what} was not found; whether it is gone is not clear yet")),
             Self::Hung(threads) => unreachable("calls into the PKCS#11 module hang")
                 .with_detail(format!("{threads} threads inside")),
             Self::TooLate => {

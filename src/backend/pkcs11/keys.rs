@@ -14,11 +14,11 @@ use std::{
 
 use aws_lc_rs::digest;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
-use cryptoki_sys::CK_OBJECT_HANDLE;
+use cryptoki_sys::{CK_OBJECT_HANDLE, CKF_LOGIN_REQUIRED, CKR_USER_NOT_LOGGED_IN};
 use time::{Date, Month};
 use tracing::warn;
 
-use super::{aes_key, ckr, fault::Fault, worker::Seat};
+use super::{aes_key, ckr, fault::Fault, ffi::Ckr, worker::Seat};
 use crate::{
     error::{Error, Reason},
     kek::{
@@ -98,7 +98,10 @@ pub(super) fn find(seat: &mut Seat<'_>, target: &Target) -> Result<Key, Fault> {
         .into_iter()
         .filter(|found| found.info.id == target.id)
         .collect();
-    let found = named.pop().ok_or_else(|| Fault::KeyGone(target.what()))?;
+    let found = match named.pop() {
+        Some(found) => found,
+        None => return Err(gone(seat, target.what())),
+    };
     if !named.is_empty() {
         return Err(twins(&target.label, &target.id).into());
     }
@@ -108,6 +111,24 @@ pub(super) fn find(seat: &mut Seat<'_>, target: &Target) -> Result<Key, Fault> {
     let entry = (target.fingerprint, target.id.clone(), found.key, Instant::now());
     seat.keys.0.push(entry);
     Ok(found.key)
+}
+
+/// A key that is not found by one who is logged in, on a token that can still be asked.
+/// Nobody else sees private keys; and SoftHSM whose directory is away finds nothing,
+/// without an error.
+pub(super) fn gone(seat: &Seat<'_>, what: String) -> Fault {
+    let Seat { library, session, live, .. } = seat;
+    if let Err(error) = library.token_info(live.slot) {
+        return Fault::NoToken(format!("C_GetTokenInfo: {}", ckr::name(error.code)));
+    }
+    let login_required = live.info.flags & CKF_LOGIN_REQUIRED != 0;
+    match library.is_logged_in(*session) {
+        Ok(false) if login_required => {
+            Fault::Ckr(Ckr { function: "C_FindObjects", code: CKR_USER_NOT_LOGGED_IN })
+        }
+        Ok(_) => Fault::KeyGone(what),
+        Err(error) => error.into(),
+    }
 }
 
 /// Two keys that cannot be told apart.

@@ -48,7 +48,7 @@ use crate::{
     secret::Secret,
 };
 use fault::Fault;
-use ffi::Mechanism;
+use ffi::{Ckr, Mechanism};
 use judge::Judge;
 use keys::Target;
 use module::Module;
@@ -115,7 +115,7 @@ impl Pkcs11Backend {
                 Err(fault) => fault,
             };
             let Fault::Suspect(_) = fault else {
-                return Err(not_this_algorithm(fault.into_error(), algorithm));
+                return Err(not_this_algorithm(fault, algorithm));
             };
             let canary = async || self.prove(version, algorithm, deadline).await.map(|_| ());
             self.judge.alive_since(version.fingerprint, Instant::now(), deadline, canary).await?;
@@ -187,35 +187,42 @@ fn has_possible_length(version: &VersionInfo, algorithm: Algorithm, ciphertext: 
     }
 }
 
+/// What a token says of a mechanism that it does not do, if `fault` is that.
+fn mechanism_refused(fault: &Fault) -> Option<String> {
+    match fault {
+        Fault::Ckr(Ckr { function, code }) if ckr::class(*code) == ckr::Class::Mechanism => {
+            Some(format!("{function}: {}", ckr::name(*code)))
+        }
+        _ => None,
+    }
+}
+
 /// A device that cannot do the algorithm of a stored DEK is not misconfigured for that.
-fn not_this_algorithm(error: Error, algorithm: Algorithm) -> Error {
-    match error.reason() {
-        Reason::BackendMisconfigured => {
-            let detail = error.detail().unwrap_or("-").to_owned();
+fn not_this_algorithm(fault: Fault, algorithm: Algorithm) -> Error {
+    match mechanism_refused(&fault) {
+        Some(detail) => {
             Error::new(Reason::AlgorithmUnsupported, format!("the token does not do {algorithm}"))
                 .with_detail(detail)
         }
-        _ => error,
+        None => fault.into_error(),
     }
 }
 
 /// A device that cannot do the algorithm of its KEK is misconfigured.
-fn self_test_refused(error: Error, algorithm: Algorithm) -> Error {
-    if error.reason() != Reason::BackendMisconfigured {
-        return error;
-    }
-    let detail = error.detail().unwrap_or("-").to_owned();
-    let refused = Error::new(
+fn self_test_refused(fault: Fault, algorithm: Algorithm) -> Error {
+    let Some(detail) = mechanism_refused(&fault) else { return fault.into_error() };
+    let fix = match algorithm {
+        Algorithm::RsaOaep256 | Algorithm::RsaOaep384 | Algorithm::RsaOaep512 => {
+            "set `algorithm = \"RSA-OAEP\"` for this KEK: SoftHSM 2.6.1 and some devices do OAEP with SHA-1 only"
+        }
+        _ => "set an `algorithm` that the token supports for this KEK",
+    };
+    Error::new(
         Reason::BackendMisconfigured,
         format!("the self-test failed: the token refuses {algorithm}"),
-    );
-    let refused = match algorithm {
-        Algorithm::RsaOaep256 | Algorithm::RsaOaep384 | Algorithm::RsaOaep512 => refused.with_fix(
-            "set `algorithm = \"RSA-OAEP\"` for this KEK: SoftHSM 2.6.1 and some devices do OAEP with SHA-1 only",
-        ),
-        _ => refused.with_fix("set an `algorithm` that the token supports for this KEK"),
-    };
-    refused.with_detail(detail)
+    )
+    .with_fix(fix)
+    .with_detail(detail)
 }
 
 #[async_trait]
@@ -248,7 +255,7 @@ impl Backend for Pkcs11Backend {
                 versions.push(VersionInfo { key: wanted.clone(), ..info });
             }
             match versions.is_empty() {
-                true => Err(Fault::KeyGone(format!("key {wanted}"))),
+                true => Err(keys::gone(seat, format!("key {wanted}"))),
                 false => Ok(versions),
             }
         };
@@ -291,7 +298,8 @@ impl Backend for Pkcs11Backend {
             }
             Ok(began)
         };
-        self.run(deadline, canary).await.map_err(|error| self_test_refused(error, algorithm))
+        let terms = self.terms(deadline, false);
+        self.pool.run(terms, canary).await.map_err(|fault| self_test_refused(fault, algorithm))
     }
 
     async fn wrap(

@@ -39,6 +39,8 @@ pub(super) struct Module {
     library: Library,
     gate: Gate,
     up: Mutex<Up>,
+    /// When it was last initialised.
+    initialized: Mutex<Instant>,
 }
 
 /// Whether the library is initialised.
@@ -87,6 +89,7 @@ impl Module {
             library,
             gate: Gate::new(),
             up: Mutex::new(Up::Yes),
+            initialized: Mutex::new(Instant::now()),
         });
         modules.retain(|_, module| module.strong_count() > 0);
         modules.insert(real, Arc::downgrade(&module));
@@ -119,6 +122,11 @@ impl Module {
         self.gate.era() != seen
     }
 
+    /// Whether the module was initialised so short a time ago.
+    pub(super) fn initialized_within(&self, time: Duration) -> bool {
+        self.initialized.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < time
+    }
+
     /// `C_Finalize` and `C_Initialize`, unless somebody already ended the era `seen`.
     pub(super) fn reinitialize(&self, seen: u64) -> Result<(), Fault> {
         let alone = match self.gate.alone(seen, ALONE_PATIENCE) {
@@ -135,7 +143,10 @@ impl Module {
         }
         let outcome = initialize(&self.library, &self.args);
         *self.up() = match &outcome {
-            Ok(()) => Up::Yes,
+            Ok(()) => {
+                *self.initialized.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                Up::Yes
+            }
             Err(error) => {
                 let pause = match before {
                     Up::Yes => PAUSE_MIN,

@@ -9,7 +9,7 @@
 use super::{ckr, ckr::Class, fault::Fault};
 
 /// A rung of the ladder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Rung {
     /// A fresh session, and the key looked up anew.
     FindAgain,
@@ -50,6 +50,7 @@ pub(super) fn advise(fault: &Fault, climbed: Option<Rung>, of_caller: bool) -> A
         Fault::KeyGone(_) | Fault::NoToken(_) => Rung::Initialize,
         Fault::Suspect(_)
         | Fault::KeyChanged(_)
+        | Fault::Unconfirmed(_)
         | Fault::Hung(_)
         | Fault::TooLate
         | Fault::Refused(_) => return Advice::GiveUp,

@@ -77,8 +77,8 @@ struct Shared {
     /// For each worker, when its operation in work becomes overdue, in ms since `born`;
     /// 0 if it has none.
     overdue_at: Vec<AtomicU64>,
-    /// When the last era was ended by a worker.
-    era_ended: Mutex<Option<Instant>>,
+    /// When a worker last climbed to a rung that ends an era, for each of the two.
+    era_ended: Mutex<HashMap<Rung, Instant>>,
     /// Keys that were not found even after the module was initialised again.
     gone: Mutex<HashMap<String, Instant>>,
 }
@@ -95,7 +95,7 @@ impl Pool {
             token,
             born: Instant::now(),
             overdue_at: (0..workers).map(|_| AtomicU64::new(0)).collect(),
-            era_ended: Mutex::new(None),
+            era_ended: Mutex::default(),
             gone: Mutex::default(),
         });
         let (sender, receiver) = bounded(queue);
@@ -205,12 +205,12 @@ impl Shared {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether an era may be ended now, and notes that it is.
-    fn may_end_era(&self) -> bool {
+    /// Whether an era may be ended now by climbing to `rung`, and notes that it is.
+    fn may_end_era(&self, rung: Rung) -> bool {
         let mut ended = self.era_ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = ended.is_none_or(|at| at.elapsed() >= ERA_MIN);
+        let may = ended.get(&rung).is_none_or(|at| at.elapsed() >= ERA_MIN);
         if may {
-            *ended = Some(Instant::now());
+            ended.insert(rung, Instant::now());
         }
         may
     }
@@ -226,6 +226,15 @@ impl Shared {
         gone.retain(|_, at| at.elapsed() < GONE_BELIEVED);
         gone.insert(what.to_owned(), Instant::now());
     }
+}
+
+/// An attempt that failed.
+struct Failure {
+    fault: Fault,
+    /// The era that it was in; 0 if it did not get in.
+    era: u64,
+    /// Whether the operation itself began.
+    begun: bool,
 }
 
 /// One thread.
@@ -261,11 +270,12 @@ impl Worker {
         self.shared.overdue_at[self.index].store(overdue_at, Ordering::Relaxed);
         let mut climbed = None;
         loop {
-            let (fault, era) = match self.attempt(terms.deadline, operation) {
+            let Failure { fault, era, begun } = match self.attempt(terms.deadline, operation) {
                 Ok(answer) => return Ok(answer),
-                Err(failed) => failed,
+                Err(failure) => failure,
             };
-            let rung = match advise(&fault, climbed, terms.of_caller) {
+            // What failed before the operation began has nothing to do with its bytes.
+            let rung = match advise(&fault, climbed, terms.of_caller && begun) {
                 Advice::Climb(rung) => rung,
                 Advice::Judge => return Err(suspect(fault)),
                 Advice::GiveUp => {
@@ -276,24 +286,29 @@ impl Worker {
                 }
             };
             debug!(?fault, ?rung, "recovering");
-            if !self.recover(rung, &fault, era) || Instant::now() >= terms.deadline {
-                return Err(fault);
+            if let Err(trouble) = self.recover(rung, &fault, era) {
+                return Err(trouble.unwrap_or(fault));
+            }
+            if Instant::now() >= terms.deadline {
+                return Err(Fault::TooLate);
             }
             climbed = Some(rung);
         }
     }
 
-    /// One attempt. `Err` tells the era that it was in.
+    /// One attempt.
     fn attempt<T>(
         &mut self,
         deadline: Instant,
         operation: &mut dyn FnMut(&mut Seat<'_>) -> Result<T, Fault>,
-    ) -> Result<T, (Fault, u64)> {
+    ) -> Result<T, Failure> {
         let shared = Arc::clone(&self.shared);
         let module = &shared.token.module;
         // Without a pass there is no era to end, and `enter` has done its best.
-        let pass = module.enter(deadline).map_err(|fault| (fault, 0))?;
+        let pass =
+            module.enter(deadline).map_err(|fault| Failure { fault, era: 0, begun: false })?;
         let era = pass.era();
+        let mut begun = false;
         let result = (|| {
             let live = shared.token.live(&pass)?;
             let library = module.library(&pass);
@@ -306,6 +321,7 @@ impl Worker {
                     session
                 }
             };
+            begun = true;
             let mut seat = Seat { library, session, live: &live, keys: &mut self.keys };
             operation(&mut seat)
         })();
@@ -317,33 +333,35 @@ impl Worker {
                 let _best_effort = module.library(&pass).close_session(session);
             }
             self.keys.clear();
-            (fault, era)
+            Failure { fault, era, begun }
         })
     }
 
-    /// Climbs to a rung. False if it cannot be climbed now.
-    fn recover(&self, rung: Rung, fault: &Fault, era: u64) -> bool {
+    /// Climbs to a rung. `Err` if it cannot be climbed now, with the reason if that says
+    /// more than the fault itself.
+    fn recover(&self, rung: Rung, fault: &Fault, era: u64) -> Result<(), Option<Fault>> {
         let token = &self.shared.token;
         let ended = match rung {
             // The session was given up with the fault: the next attempt opens another.
-            Rung::FindAgain => return true,
-            _ if era == 0 => return false,
+            Rung::FindAgain => return Ok(()),
+            _ if era == 0 => return Err(None),
             // Many threads meet the same trouble; the first to end the era does it for all.
-            _ if token.module.era_is_over(era) => return true,
-            _ if matches!(fault, Fault::KeyGone(what) if self.shared.is_gone(what)) => {
-                return false;
+            _ if token.module.era_is_over(era) => return Ok(()),
+            // A module that was initialised just now shows what there is.
+            _ if matches!(fault, Fault::KeyGone(what) if self.shared.is_gone(what)
+                || token.module.initialized_within(ERA_MIN * 4)) =>
+            {
+                return Err(None);
             }
-            _ if !self.shared.may_end_era() => return false,
+            // A key that may only look gone must not be called so.
+            _ if !self.shared.may_end_era(rung) => return Err(fault.unconfirmed()),
             Rung::LogIn => token.end_sessions(era),
             Rung::Initialize => token.module.reinitialize(era),
         };
-        match ended {
-            Ok(()) => true,
-            Err(fault) => {
-                warn!(?fault, ?rung, "recovery failed");
-                false
-            }
-        }
+        ended.map_err(|trouble| {
+            warn!(?fault, ?rung, ?trouble, "recovery failed");
+            Some(trouble)
+        })
     }
 
     fn give_up_session(&mut self) {

@@ -1,0 +1,11 @@
+//! The server and the client library against each other, and against what neither
+//! would send: real gRPC over a Unix socket and mutual TLS, with a fake backend.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calls;
+mod hostile;
+mod lifecycle;
+mod streams;
+mod tls;

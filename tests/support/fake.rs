@@ -1,0 +1,191 @@
+//! A backend that keeps its keys in memory, counts what it is asked, and can be told to
+//! hang or to fail. Its "cipher" is an XOR with a checksum: enough to tell good from bad.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use keyward::{
+    backend::{Backend, Officer},
+    error::{Error, Reason},
+    kek::{
+        Algorithm, Assurance, Fingerprint, KeyRef, UsableVersion, Validity, VersionId, VersionInfo,
+    },
+    secret::Secret,
+};
+use tokio::{sync::watch, time::timeout_at};
+use tonic::async_trait;
+
+pub struct Fake {
+    versions: Mutex<Vec<u8>>,
+    /// While true, unwraps hang until their deadline.
+    pub hold: watch::Sender<bool>,
+    /// What the next unwraps fail with.
+    pub failures: Mutex<VecDeque<Error>>,
+    running: AtomicUsize,
+    peak: AtomicUsize,
+    unwraps: AtomicUsize,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            versions: Mutex::new(vec![1]),
+            hold: watch::Sender::new(false),
+            failures: Mutex::default(),
+            running: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            unwraps: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Fake {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Makes `n` the newest version.
+    pub fn rotate(&self, n: u8) {
+        self.versions.lock().unwrap().push(n);
+    }
+
+    /// Unwraps in work now.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// Most unwraps that were in work at once.
+    pub fn peak(&self) -> usize {
+        self.peak.load(Ordering::SeqCst)
+    }
+
+    /// Unwraps that were asked for.
+    pub fn unwraps(&self) -> usize {
+        self.unwraps.load(Ordering::SeqCst)
+    }
+
+    fn info(key: &KeyRef, n: u8) -> VersionInfo {
+        VersionInfo {
+            key: key.clone(),
+            id: VersionId::parse(&format!("{n:02x}")).unwrap(),
+            bits: 2048,
+            fingerprint: Fingerprint::new([n; 32]),
+            public_key: None,
+            validity: Validity::default(),
+            enabled: true,
+            assurance: Assurance { device: "fake".into(), sensitive: true, ..Default::default() },
+        }
+    }
+}
+
+/// Counts an unwrap for as long as it lives.
+struct Running<'a>(&'a Fake);
+
+impl<'a> Running<'a> {
+    fn new(fake: &'a Fake) -> Self {
+        fake.unwraps.fetch_add(1, Ordering::SeqCst);
+        let running = fake.running.fetch_add(1, Ordering::SeqCst) + 1;
+        fake.peak.fetch_max(running, Ordering::SeqCst);
+        Self(fake)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn key_byte(version: &UsableVersion) -> u8 {
+    version.info().fingerprint.as_bytes()[0]
+}
+
+fn checksum(bytes: &[u8], key: u8) -> [u8; 2] {
+    let sum = bytes.iter().enumerate().fold(u16::from(key), |sum, (i, byte)| {
+        sum.wrapping_mul(31).wrapping_add(u16::from(*byte) ^ i as u16)
+    });
+    sum.to_be_bytes()
+}
+
+#[async_trait]
+impl Backend for Fake {
+    fn name(&self) -> &str {
+        "fake"
+    }
+
+    fn kind(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn versions(
+        &self,
+        key: &KeyRef,
+        _algorithm: Algorithm,
+        _deadline: Instant,
+    ) -> Result<Vec<VersionInfo>, Error> {
+        Ok(self.versions.lock().unwrap().iter().map(|n| Self::info(key, *n)).collect())
+    }
+
+    async fn prove(
+        &self,
+        _version: &VersionInfo,
+        _algorithm: Algorithm,
+        _deadline: Instant,
+    ) -> Result<SystemTime, Error> {
+        Ok(SystemTime::now())
+    }
+
+    async fn wrap(
+        &self,
+        version: &UsableVersion,
+        _algorithm: Algorithm,
+        payload: &Secret,
+        _deadline: Instant,
+    ) -> Result<Vec<u8>, Error> {
+        let key = key_byte(version);
+        let mut out: Vec<u8> = payload.expose().iter().map(|byte| byte ^ key ^ 0x5a).collect();
+        out.extend(checksum(&out, key));
+        Ok(out)
+    }
+
+    async fn unwrap(
+        &self,
+        version: &UsableVersion,
+        _algorithm: Algorithm,
+        ciphertext: &[u8],
+        deadline: Instant,
+    ) -> Result<Secret, Error> {
+        let _running = Running::new(self);
+        let mut hold = self.hold.subscribe();
+        let free = hold.wait_for(|hold| !*hold);
+        if timeout_at(deadline.into(), free).await.is_err() {
+            return Err(Error::new(Reason::DeadlineExceeded, "the fake was told to hang"));
+        }
+        if let Some(error) = self.failures.lock().unwrap().pop_front() {
+            return Err(error);
+        }
+        let key = key_byte(version);
+        match ciphertext.split_last_chunk::<2>() {
+            Some((bytes, sum)) if checksum(bytes, key) == *sum => {
+                Ok(Secret::new(bytes.iter().map(|byte| byte ^ key ^ 0x5a).collect()))
+            }
+            _ => Err(Error::ciphertext_invalid()),
+        }
+    }
+
+    async fn random(&self, len: usize, _deadline: Instant) -> Result<Option<Secret>, Error> {
+        Ok(Some(Secret::zeroed(len)))
+    }
+
+    fn officer(&self) -> Option<&dyn Officer> {
+        None
+    }
+
+    async fn close(&self) {}
+}

@@ -1,0 +1,189 @@
+//! A whole sidecar in this process, over a fake backend, with real listeners.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use hyper_util::rt::TokioIo;
+use keyward::{
+    auth::{Grant, KekPattern, Policy, WhoPattern},
+    client::{Client, Endpoint, TlsFiles},
+    engine::{Engine, KekSpec},
+    kek::{Algorithm, KekName, KeyRef},
+    op::Op,
+    secret::Secret,
+    server::{self, Settings, SetupError, SocketSettings, TcpSettings},
+    wire::key_wrap_client::KeyWrapClient,
+};
+use tempfile::TempDir;
+use tokio::{
+    net::UnixStream,
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
+use tonic::transport::{self, Channel, Uri};
+
+use super::{fake::Fake, pki::Pki};
+
+pub const NODE: &str = "spiffe://example.org/node/1";
+/// A KEK that exists and that the policy gives to nobody.
+pub const UNGRANTED: &str = "treasury";
+pub const ALL_OPS: [Op; 5] = [Op::Wrap, Op::Unwrap, Op::Generate, Op::Rewrap, Op::Describe];
+
+pub struct Sidecar {
+    pub dir: TempDir,
+    pub settings: Settings,
+    pub tcp: SocketAddr,
+    pub pki: Pki,
+    pub fake: Arc<Fake>,
+    pub engine: Arc<Engine>,
+    pub policy: Arc<ArcSwap<Policy>>,
+    pub ready: watch::Sender<bool>,
+    shutdown: Option<oneshot::Sender<()>>,
+    served: JoinHandle<Result<(), SetupError>>,
+}
+
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+pub fn grant(who: &str, may: &[Op], kek: &str) -> Grant {
+    Grant {
+        who: vec![WhoPattern::parse(who).unwrap()],
+        may: may.to_vec(),
+        kek: vec![KekPattern::parse(kek).unwrap()],
+        context_required: false,
+    }
+}
+
+pub fn policy() -> Policy {
+    Policy::new(vec![
+        grant(&format!("uid:{}", own_uid()), &ALL_OPS, "orders*"),
+        grant("spiffe://example.org/node/*", &ALL_OPS, "orders*"),
+        grant("spiffe://example.org/reader/*", &[Op::Unwrap], "orders"),
+    ])
+}
+
+fn spec(name: &str, fake: &Arc<Fake>) -> KekSpec {
+    let backend: Arc<dyn keyward::backend::Backend> = Arc::clone(fake) as _;
+    KekSpec {
+        name: KekName::parse(name).unwrap(),
+        backend,
+        key: KeyRef::parse(name).unwrap(),
+        algorithm: Algorithm::RsaOaep256,
+    }
+}
+
+impl Sidecar {
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}, &["orders", "orders-2", UNGRANTED]).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Settings), keks: &[&str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        let pki = Pki::new(&dir.path().join("pki"));
+        let mut settings = Settings {
+            socket: Some(SocketSettings {
+                path: dir.path().join("k.sock"),
+                mode: 0o600,
+                owner: None,
+                group: None,
+            }),
+            tcp: Some(TcpSettings { listen: "127.0.0.1:0".parse().unwrap(), tls: pki.server() }),
+            connections: 2000,
+            drain: Duration::from_secs(10),
+        };
+        change(&mut settings);
+        let fake = Fake::new();
+        let engine = Arc::new(Engine::new(keks.iter().map(|name| spec(name, &fake)).collect()));
+        for name in engine.names() {
+            engine.verify(name, std::time::Instant::now() + Duration::from_secs(5)).await.unwrap();
+        }
+        let policy = Arc::new(ArcSwap::from_pointee(policy()));
+        let (ready, seen) = watch::channel(false);
+        let (shutdown, stop) = oneshot::channel::<()>();
+        let (listening, heard) = oneshot::channel();
+        let served = tokio::spawn({
+            let (settings, engine, policy) = (settings.clone(), engine.clone(), policy.clone());
+            async move {
+                let stop = async { drop(stop.await) };
+                let tell = |at: &server::Listening| drop(listening.send(at.clone()));
+                server::serve(&settings, engine, policy, seen, stop, tell).await
+            }
+        });
+        let tcp = heard.await.expect("the server starts").tcp;
+        let tcp = tcp.unwrap_or_else(|| "127.0.0.1:1".parse().unwrap());
+        Self {
+            dir,
+            settings,
+            tcp,
+            pki,
+            fake,
+            engine,
+            policy,
+            ready,
+            shutdown: Some(shutdown),
+            served,
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.settings.socket.as_ref().unwrap().path.clone()
+    }
+
+    /// Our client, over the Unix socket.
+    pub fn client(&self) -> Client {
+        Client::new(&Endpoint::unix(self.socket())).unwrap()
+    }
+
+    /// Our client, over TCP with these files.
+    pub fn tls_client(&self, files: TlsFiles) -> Client {
+        let uri = format!("https://{}", self.tcp);
+        Client::new(&Endpoint::tls(uri, files, Some("localhost".into()))).unwrap()
+    }
+
+    /// A bare channel over the Unix socket, for what our client would not send.
+    pub fn channel(&self) -> Channel {
+        self.channel_of(transport::Endpoint::from_static("http://localhost"))
+    }
+
+    /// A bare channel with settings of its own.
+    pub fn channel_of(&self, endpoint: transport::Endpoint) -> Channel {
+        let path = self.socket();
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        }))
+    }
+
+    /// The generated client over a bare channel.
+    pub fn raw(&self) -> KeyWrapClient<Channel> {
+        KeyWrapClient::new(self.channel())
+    }
+
+    /// Starts the drain.
+    pub fn stop(&mut self) {
+        let _already_stopped = self.shutdown.take().map(|shutdown| shutdown.send(()));
+    }
+
+    /// Waits for the server's end.
+    pub async fn ended(mut self) -> TempDir {
+        self.stop();
+        self.served.await.unwrap().unwrap();
+        self.dir
+    }
+}
+
+pub fn dek() -> Secret {
+    Secret::new((0..32).collect())
+}
+
+/// Waits, for at most five seconds, until `done`.
+pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within five seconds: {what}");
+}

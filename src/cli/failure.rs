@@ -12,7 +12,12 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::{app::StartError, config::Mistakes, error::Error, server::SetupError};
+use crate::{
+    app::StartError,
+    config::{Mistake, Mistakes},
+    error::Error,
+    server::SetupError,
+};
 
 /// Exit code of a command that was asked for wrongly.
 pub(super) const USAGE: u8 = 2;
@@ -26,22 +31,37 @@ pub(super) struct Failure {
     /// For programs: a reason of the protocol, if one is known.
     reason: Option<String>,
     what: String,
-    causes: Vec<String>,
+    causes: Vec<Cause>,
     fix: Option<String>,
-    mistakes: Option<Mistakes>,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Text(String),
+    /// One of the configuration file. It has a fix of its own.
+    Mistake(Mistake),
+}
+
+impl Cause {
+    fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Mistake(mistake) => mistake.to_string(),
+        }
+    }
+
+    fn mistake(&self) -> Option<&Mistake> {
+        match self {
+            Self::Text(_) => None,
+            Self::Mistake(mistake) => Some(mistake),
+        }
+    }
 }
 
 impl Failure {
     /// It failed.
     pub(super) fn new(what: impl Into<String>) -> Self {
-        Self {
-            exit: FAILED,
-            reason: None,
-            what: what.into(),
-            causes: Vec::new(),
-            fix: None,
-            mistakes: None,
-        }
+        Self { exit: FAILED, reason: None, what: what.into(), causes: Vec::new(), fix: None }
     }
 
     /// It was asked for wrongly.
@@ -78,7 +98,7 @@ impl Failure {
 
     #[must_use]
     pub(super) fn with_cause(mut self, cause: impl ToString) -> Self {
-        self.causes.push(cause.to_string());
+        self.causes.push(Cause::Text(cause.to_string()));
         self
     }
 
@@ -102,43 +122,29 @@ impl Failure {
             writeln!(text, "{label}: {}", printable(value)).expect("a String takes everything");
         };
         line("error", &self.what);
-        self.causes.iter().for_each(|cause| line("cause", cause));
-        for mistake in self.mistakes.iter().flat_map(Mistakes::iter) {
-            line("cause", &mistake.to_string());
-            line("fix", &mistake.fix);
+        for cause in &self.causes {
+            line("cause", &cause.text());
+            cause.mistake().into_iter().for_each(|mistake| line("fix", &mistake.fix));
         }
         self.fix.iter().for_each(|fix| line("fix", fix));
         text
     }
 
     fn to_json(&self) -> Value {
-        let Self { exit: _, reason, what, causes, fix, mistakes } = self;
+        let Self { exit: _, reason, what, causes, fix } = self;
         let mut object = Map::new();
         object.insert("error".into(), json!(printable(what)));
         if let Some(reason) = reason {
             object.insert("reason".into(), json!(reason));
         }
-        let causes = causes.iter().map(|cause| printable(cause));
-        let told = mistakes.iter().flat_map(Mistakes::iter);
-        let causes: Vec<_> = causes.chain(told.map(|m| printable(&m.to_string()))).collect();
-        object.insert("causes".into(), json!(causes));
+        let texts: Vec<_> = causes.iter().map(|cause| printable(&cause.text())).collect();
+        object.insert("causes".into(), json!(texts));
         if let Some(fix) = fix {
             object.insert("fix".into(), json!(printable(fix)));
         }
-        if let Some(mistakes) = mistakes {
-            let list: Vec<_> = mistakes
-                .iter()
-                .map(|m| {
-                    json!({
-                        "file": m.file.display().to_string(),
-                        "line": m.line,
-                        "key": m.key,
-                        "what": m.what,
-                        "fix": m.fix,
-                    })
-                })
-                .collect();
-            object.insert("mistakes".into(), json!(list));
+        let mistakes: Vec<_> = causes.iter().filter_map(Cause::mistake).map(mistake_json).collect();
+        if !mistakes.is_empty() {
+            object.insert("mistakes".into(), json!(mistakes));
         }
         Value::Object(object)
     }
@@ -187,8 +193,20 @@ impl From<Mistakes> for Failure {
             1 => "the configuration has a mistake".to_owned(),
             count => format!("the configuration has {count} mistakes"),
         };
-        Self { mistakes: Some(mistakes), ..Self::new(what) }
+        let causes = mistakes.iter().cloned().map(Cause::Mistake).collect();
+        Self { causes, ..Self::new(what) }
     }
+}
+
+fn mistake_json(mistake: &Mistake) -> Value {
+    let Mistake { file, line, key, what, fix } = mistake;
+    json!({
+        "file": file.display().to_string(),
+        "line": line,
+        "key": key,
+        "what": what,
+        "fix": fix,
+    })
 }
 
 /// `text` without anything that would move a cursor or begin another line.

@@ -54,11 +54,7 @@ impl Raw {
                 pValue: ptr::from_mut(&mut class).cast(),
                 ulValueLen: 8,
             },
-            ck::CK_ATTRIBUTE {
-                type_: ck::CKA_ID,
-                pValue: id.as_mut_ptr().cast(),
-                ulValueLen: 1,
-            },
+            ck::CK_ATTRIBUTE { type_: ck::CKA_ID, pValue: id.as_mut_ptr().cast(), ulValueLen: 1 },
         ];
         // SAFETY: plain calls into a module that is initialised; every pointer is to a
         // local of the type that PKCS#11 says.
@@ -130,7 +126,7 @@ fn main() {
     let _pin_is_read_from_a_file = (LABEL, PIN);
     let backend = Pkcs11Backend::open(token.settings()).expect("the token opens");
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
@@ -143,13 +139,14 @@ fn main() {
         let info = runtime.block_on(backend.versions(&key, ALGORITHM, far())).unwrap().remove(0);
         let version = Version::new(Arc::new(info), Proof::Proven { at: SystemTime::now() });
         let payload = Secret::new(vec![7; 32]);
-        let wrap = backend.wrap(&usable(&version), ALGORITHM, &payload, far());
-        let ciphertext = runtime.block_on(async { wrap.await }).expect("a ciphertext");
+        let wrapping = usable(&version);
+        let wrap = backend.wrap(&wrapping, ALGORITHM, &payload, far());
+        let ciphertext = runtime.block_on(wrap).expect("a ciphertext");
         let raw = Raw::join(&token.module, id);
         let through = || {
             let usable = usable(&version);
             let unwrapped = backend.unwrap(&usable, ALGORITHM, &ciphertext, far());
-            runtime.block_on(async { unwrapped.await }).expect("a payload").len()
+            runtime.block_on(unwrapped).expect("a payload").len()
         };
 
         let mut group = criterion.benchmark_group(format!("unwrap/rsa-{bits}"));

@@ -105,7 +105,8 @@ begin
 sidecar=$!
 ready=no
 for _ in {1..300}; do
-    if "$keyward" kek show --socket "$socket" "$kek" >"$work/kek" 2>"$work/kek.error"; then
+    if "$keyward" kek show --json --socket "$socket" "$kek" >"$work/kek" 2>"$work/kek.error" &&
+        grep -q '"usable":true' "$work/kek"; then
         ready=yes
         break
     fi

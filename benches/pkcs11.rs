@@ -166,7 +166,11 @@ fn main() {
         }
         let (floor, ours) = (median(floor), median(ours));
         let ratio = ours.as_secs_f64() / floor.as_secs_f64();
-        told.push(format!("RSA-{bits}: raw {floor:.0?}, backend {ours:.0?}, ratio {ratio:.3}"));
+        told.push(format!(
+            "RSA-{bits}: raw {} us, backend {} us, ratio {ratio:.3}",
+            floor.as_micros(),
+            ours.as_micros()
+        ));
     }
     println!("\nunwrap at the median, in turns:");
     told.iter().for_each(|line| println!("  {line}"));

@@ -461,6 +461,7 @@ impl P11Kit {
     }
 
     /// Settings of a backend that reaches the token through the server.
+    #[allow(clippy::disallowed_methods, reason = "the module reads it in this very process")]
     fn settings(&self, token: &TestToken) -> Settings {
         // SAFETY: a process of its own for each test, and no thread was started yet.
         unsafe {

@@ -148,6 +148,7 @@ impl TestToken {
     }
 
     /// Makes this process see the token.
+    #[allow(clippy::disallowed_methods, reason = "a module reads it in this very process")]
     pub fn enter(&self) {
         // SAFETY: nextest runs each test in a process of its own, and this is called
         // before the test starts a thread.

@@ -166,7 +166,8 @@ impl Reason {
     /// The usual answer to "can the same request succeed later, by itself?".
     fn retry(self) -> Retry {
         match self {
-            Self::KekUnproven | Self::BackendUnreachable => Retry::After(Duration::from_secs(1)),
+            Self::BackendUnreachable => Retry::After(Duration::from_secs(1)),
+            Self::KekUnproven => Retry::After(Duration::from_millis(250)),
             Self::Overloaded => Retry::After(Duration::from_millis(100)),
             Self::ShuttingDown => Retry::After(Duration::from_millis(500)),
             _ => Retry::Never,

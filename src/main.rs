@@ -1,2 +1,7 @@
 //! The `keyward` command. Everything is in the library.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keyward::cli::main()
+}

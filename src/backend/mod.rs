@@ -105,7 +105,8 @@ pub trait Backend: Send + Sync + 'static {
 #[async_trait]
 pub trait Officer: Send + Sync {
     /// Creates a key that cannot leave the device, with the usage flags that wrapping
-    /// needs, valid from today. `REQUEST_INVALID` if a key of that label exists.
+    /// needs, valid from today
+    /// (where the device can keep a date). `REQUEST_INVALID` if a key of that label exists.
     async fn create(&self, key: &NewKey, deadline: Instant) -> Result<KeyDescription, Error>;
 
     /// Every key that could be a KEK, or only those of one label.

@@ -7,6 +7,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     error::Reason,
+    op::MESSAGE_MAX_BYTES,
     wire::{ERROR_DOMAIN, ItemError},
 };
 
@@ -63,6 +64,12 @@ impl Error {
             fix: None,
             retry_after: None,
         }
+    }
+
+    /// What the sidecar would say of a request that is too long.
+    pub(super) fn message_too_large() -> Self {
+        let message = format!("a message is at most {MESSAGE_MAX_BYTES} bytes");
+        Self::new("MESSAGE_TOO_LARGE", Code::ResourceExhausted, message)
     }
 
     pub(super) fn answer_invalid(what: &str) -> Self {

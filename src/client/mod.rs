@@ -212,8 +212,13 @@ impl Client {
         send: impl Fn(KeyWrapClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, Error>
     where
+        Q: prost::Message,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        // The sidecar would refuse it, after it was sent.
+        if request().encoded_len() > MESSAGE_MAX_BYTES {
+            return Err(Error::message_too_large());
+        }
         let deadline = Instant::now() + self.deadline.unwrap_or(op.spec().deadline);
         let mut attempt = 1;
         loop {

@@ -76,6 +76,7 @@ struct Running<'a> {
     permit: &'a Permit,
     started: Instant,
     version: Option<String>,
+    ended: bool,
 }
 
 impl<'a> Running<'a> {
@@ -85,7 +86,7 @@ impl<'a> Running<'a> {
         if permit.op() != op {
             return Err(Error::new(Reason::Internal, "a permit was used for another operation"));
         }
-        Ok(Self { permit, started: Instant::now(), version: None })
+        Ok(Self { permit, started: Instant::now(), version: None, ended: false })
     }
 
     fn took(&self) -> Duration {
@@ -93,15 +94,30 @@ impl<'a> Running<'a> {
     }
 
     /// Writes the line and passes the result on.
-    fn end<T>(self, result: Result<T, Error>) -> Result<T, Error> {
+    fn end<T>(mut self, result: Result<T, Error>) -> Result<T, Error> {
+        self.ended = true;
+        self.record(result.as_ref().map(|_| ()));
+        result
+    }
+
+    fn record(&self, outcome: Result<(), &Error>) {
         observe::record(&Record {
             op: self.permit.op(),
             who: self.permit.who(),
             kek: self.permit.kek().as_str(),
             version: self.version.as_deref(),
             took: self.took(),
-            outcome: result.as_ref().map(|_| ()),
+            outcome,
         });
-        result
+    }
+}
+
+/// An operation whose caller went away leaves its line too.
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let gone = Error::new(Reason::DeadlineExceeded, "the caller went away");
+            self.record(Err(&gone));
+        }
     }
 }

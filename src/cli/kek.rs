@@ -1,0 +1,182 @@
+//! `keyward kek`: what a running sidecar knows of its KEKs.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::{
+    failure::Failure,
+    output::print,
+    show::{self, row, yes_no},
+    sidecar::{self, KekState, KekVersion, SidecarArgs, algorithm_name},
+};
+
+/// `keyward kek …`
+#[derive(Debug, Subcommand)]
+pub(super) enum Kek {
+    List(List),
+    Show(Show),
+}
+
+/// List the KEKs that we may describe
+#[derive(Args, Debug)]
+pub(super) struct List {
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+}
+
+/// Show a KEK: versions, state, validity, assurance
+#[derive(Args, Debug)]
+pub(super) struct Show {
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+
+    /// Write the public key of the current version to this file, PEM
+    #[arg(long, value_name = "FILE")]
+    public_key_out: Option<PathBuf>,
+
+    /// The KEK
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+impl Kek {
+    pub(super) fn run(self, json: bool) -> Result<(), Failure> {
+        match self {
+            Self::List(command) => command.run(json),
+            Self::Show(command) => command.run(json),
+        }
+    }
+}
+
+impl List {
+    fn run(self, json: bool) -> Result<(), Failure> {
+        let keks = self.sidecar.connect()?.keks()?;
+        if json {
+            let keks: Vec<_> = keks.iter().map(kek_json).collect();
+            return print(&show::json_line(&json!({ "keks": keks })));
+        }
+        let mut rows = vec![row(["NAME", "BACKEND", "ALGORITHM", "CURRENT", "STATE", "VERSIONS"])];
+        for kek in &keks {
+            rows.push(row([
+                &kek.name,
+                &kek.backend,
+                &algorithm_name(kek.algorithm),
+                or_dash(&kek.current_version),
+                summary(kek),
+                &kek.versions.len().to_string(),
+            ]));
+        }
+        print(&show::table(&rows))
+    }
+}
+
+impl Show {
+    fn run(self, json: bool) -> Result<(), Failure> {
+        let public_key_out = show::public_key_output(self.public_key_out.as_deref())?;
+        let kek = self.sidecar.connect()?.kek(&self.name)?;
+        if let Some(out) = public_key_out {
+            let current = kek.versions.iter().find(|v| v.version == kek.current_version);
+            let spki = current.map(|version| version.public_key.as_slice()).unwrap_or_default();
+            show::write_public_key(&out, spki, "the current version")?;
+        }
+        match json {
+            true => print(&show::json_line(&kek_json(&kek))),
+            false => print(&text(&kek)),
+        }
+    }
+}
+
+/// The state of the current version, or of the newest if none is current.
+fn summary(kek: &sidecar::Kek) -> &'static str {
+    let current = kek.versions.iter().find(|version| version.version == kek.current_version);
+    current.or(kek.versions.first()).map_or("NO VERSION", state)
+}
+
+fn state(version: &KekVersion) -> &'static str {
+    version.state().as_str_name()
+}
+
+fn text(kek: &sidecar::Kek) -> String {
+    let assurance = kek.assurance.clone().unwrap_or_default();
+    let mut text = show::table(&[
+        row(["name", &kek.name]),
+        row(["backend", &format!("{} ({})", kek.backend, assurance.backend_kind)]),
+        row(["device", or_dash(&assurance.device)]),
+        row(["algorithm", &algorithm_name(kek.algorithm)]),
+        row(["current", or_dash(&kek.current_version)]),
+        row(["SENSITIVE", yes_no(assurance.sensitive)]),
+        row(["EXTRACTABLE", yes_no(assurance.extractable)]),
+        row(["ALWAYS_SENSITIVE", yes_no(assurance.always_sensitive)]),
+        row(["NEVER_EXTRACTABLE", yes_no(assurance.never_extractable)]),
+        row(["LOCAL", yes_no(assurance.local)]),
+    ]);
+    let mut rows =
+        vec![row(["VERSION", "STATE", "BITS", "NOT BEFORE", "NOT AFTER", "PROVEN", "FINGERPRINT"])];
+    for version in &kek.versions {
+        let moment = |at| moment(at).unwrap_or_else(|| "-".into());
+        rows.push(row([
+            &version.version,
+            state(version),
+            &version.bits.to_string(),
+            &moment(version.not_before),
+            &moment(version.not_after),
+            &moment(version.proven_at),
+            &show::hex(&version.fingerprint),
+        ]));
+    }
+    text.push('\n');
+    text.push_str(&show::table(&rows));
+    text
+}
+
+fn kek_json(kek: &sidecar::Kek) -> Value {
+    let assurance = kek.assurance.clone().unwrap_or_default();
+    json!({
+        "name": kek.name,
+        "backend": kek.backend,
+        "algorithm": algorithm_name(kek.algorithm),
+        "current_version": optional(&kek.current_version),
+        "usable": kek.versions.iter().any(|v| {
+            v.version == kek.current_version && v.state() == KekState::Active
+        }),
+        "assurance": {
+            "backend_kind": assurance.backend_kind,
+            "device": assurance.device,
+            "sensitive": assurance.sensitive,
+            "extractable": assurance.extractable,
+            "always_sensitive": assurance.always_sensitive,
+            "never_extractable": assurance.never_extractable,
+            "local": assurance.local,
+        },
+        "versions": kek.versions.iter().map(version_json).collect::<Vec<_>>(),
+    })
+}
+
+fn version_json(version: &KekVersion) -> Value {
+    let mut object = Map::new();
+    object.insert("version".into(), json!(version.version));
+    object.insert("state".into(), json!(state(version)));
+    object.insert("bits".into(), json!(version.bits));
+    object.insert("fingerprint".into(), json!(show::hex(&version.fingerprint)));
+    object.insert("not_before".into(), json!(moment(version.not_before)));
+    object.insert("not_after".into(), json!(moment(version.not_after)));
+    object.insert("proven_at".into(), json!(moment(version.proven_at)));
+    if !version.public_key.is_empty() {
+        object.insert("public_key".into(), json!(show::pem(&version.public_key)));
+    }
+    Value::Object(object)
+}
+
+fn moment(at: Option<prost_types::Timestamp>) -> Option<String> {
+    show::date(SystemTime::try_from(at?).ok()?)
+}
+
+fn optional(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn or_dash(text: &str) -> &str {
+    optional(text).unwrap_or("-")
+}

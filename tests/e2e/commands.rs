@@ -1,0 +1,262 @@
+//! The commands against a running sidecar, and other people's tools beside them.
+
+use std::{env, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use prost::Message as _;
+
+use super::{
+    served::{KEK, Served, read, run_with_input},
+    token::{self, LABEL, PIN},
+};
+
+const DEK: &[u8; 32] = b"0123456789abcdef0123456789ABCDEF";
+
+#[test]
+fn what_is_wrapped_unwraps() {
+    let served = Served::start();
+    let wrapped = served.ok(&["wrap", "--kek", KEK], DEK);
+    assert_eq!(served.ok(&["unwrap"], &wrapped), DEK);
+    let message = keyward::wire::WrappedDek::decode(&wrapped[..]).expect("a WrappedDek");
+    assert_eq!((message.kek.as_str(), message.version.as_str()), (KEK, "0a"));
+    assert_eq!(message.ciphertext.len(), 256);
+    assert_eq!(message.kek_fingerprint.len(), 32);
+}
+
+#[test]
+fn a_context_is_bound() {
+    let served = Served::start();
+    let ours = served.file("ours", b"tenant 7").to_string_lossy().into_owned();
+    let theirs = served.file("theirs", b"tenant 8").to_string_lossy().into_owned();
+    let wrapped = served.ok(&["wrap", "--kek", KEK, "--context-file", &ours], DEK);
+    assert_eq!(served.ok(&["unwrap", "--context-file", &ours], &wrapped), DEK);
+    let other = served.refused(&["unwrap", "--context-file", &theirs], &wrapped);
+    let none = served.refused(&["unwrap"], &wrapped);
+    assert_eq!((other.as_str(), none.as_str()), ("CIPHERTEXT_INVALID", "CIPHERTEXT_INVALID"));
+    let rewrapped = served.ok(&["rewrap", "--context-file", &ours], &wrapped);
+    assert_eq!(served.ok(&["unwrap", "--context-file", &ours], &rewrapped), DEK);
+}
+
+#[test]
+fn a_generated_dek_unwraps_and_no_two_are_alike() {
+    let served = Served::start();
+    let out = served.token.dir.path().join("wrapped").to_string_lossy().into_owned();
+    let mut seen = Vec::new();
+    for length in ["16", "32", "64", "64"] {
+        let dek =
+            served.ok(&["generate", "--kek", KEK, "--length", length, "--wrapped-out", &out], b"");
+        assert_eq!(dek.len().to_string(), length);
+        assert_eq!(served.ok(&["unwrap"], &read(Path::new(&out))), dek);
+        assert!(!seen.contains(&dek));
+        seen.push(dek);
+    }
+    let without =
+        ["generate", "--kek", KEK, "--length", "32", "--wrapped-out", &out, "--no-plaintext"];
+    assert!(served.ok(&without, b"").is_empty());
+    assert_eq!(served.ok(&["unwrap"], &read(Path::new(&out))).len(), 32);
+    let mode = std::fs::metadata(&out).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_dek_moves_to_the_new_version_and_old_ones_still_unwrap() {
+    let served = Served::start();
+    let old = served.ok(&["wrap", "--kek", KEK], DEK);
+    assert_eq!(served.ok(&["rewrap"], &old), old, "it is under the current version already");
+    served.add_version("0b");
+    let current = || {
+        let shown = served.ok(&["kek", "show", "--json", KEK], b"");
+        let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+        shown["current_version"].as_str().map(str::to_owned)
+    };
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while current().as_deref() != Some("0b") {
+        assert!(std::time::Instant::now() < until, "the new version is not found");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let new = served.ok(&["rewrap"], &old);
+    let message = keyward::wire::WrappedDek::decode(&new[..]).expect("a WrappedDek");
+    assert_eq!(message.version, "0b");
+    assert_eq!(served.ok(&["unwrap"], &new), DEK);
+    assert_eq!(served.ok(&["unwrap"], &old), DEK);
+}
+
+#[test]
+fn keys_are_created_through_our_own_command_and_cannot_leave() {
+    let served = Served::prepare();
+    let config = served.config_file().to_string_lossy().into_owned();
+    let key = |args: &[&str]| {
+        let args =
+            [&["key", args[0], "--config", &config, "--backend", "hsm"], &args[1..]].concat();
+        served.call(&args, b"")
+    };
+    let created = key(&["create", "--type", "aes", "--size", "256", "--json", "vault"]);
+    assert!(created.status.success(), "{created:?}");
+    let again = key(&["create", "--type", "rsa", "--size", "2048", "vault"]);
+    assert_eq!(again.status.code(), Some(1), "a label is created once");
+    let none = key(&["show", "nothing"]);
+    assert_eq!(none.status.code(), Some(1));
+    let shown = key(&["show", "vault"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let line = |name: &str, value: &str| {
+        shown.lines().any(|line| line.starts_with(name) && line.ends_with(value))
+    };
+    assert!(line("SENSITIVE", "yes") && line("EXTRACTABLE", "no"), "{shown}");
+    let listed = key(&["list"]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("vault") && listed.contains(KEK), "{listed}");
+    let wrong_size = key(&["create", "--type", "rsa", "--size", "1024", "small"]);
+    assert_eq!(wrong_size.status.code(), Some(2));
+}
+
+#[test]
+fn an_aes_kek_wraps_in_the_token() {
+    let mut served = Served::prepare();
+    let config = served.config_file().to_string_lossy().into_owned();
+    let create = ["key", "create", "--config", &config, "--type", "aes", "--size", "256", "vault"];
+    served.ok(&create, b"");
+    served.configure(|config| {
+        config
+            + "\n[[kek]]\nname = \"kw\"\nbackend = \"hsm\"\nkey = \"vault\"\nalgorithm = \"A256KW\"\n"
+            + "\n[[kek]]\nname = \"kwp\"\nbackend = \"hsm\"\nkey = \"vault\"\nalgorithm = \"A256KWP\"\n"
+    });
+    served.serve();
+    for kek in ["kw", "kwp"] {
+        let wrapped = served.ok(&["wrap", "--kek", kek], DEK);
+        assert_eq!(served.ok(&["unwrap"], &wrapped), DEK);
+    }
+    assert_eq!(served.refused(&["wrap", "--kek", "kw"], &DEK[..17]), "DEK_LENGTH_INVALID");
+    // Whatever its length, a DEK with a context fits.
+    let context = served.file("context", b"tenant").to_string_lossy().into_owned();
+    let args = ["wrap", "--kek", "kw", "--context-file", &context];
+    let wrapped = served.ok(&args, &DEK[..17]);
+    assert_eq!(served.ok(&["unwrap", "--context-file", &context], &wrapped), &DEK[..17]);
+}
+
+#[test]
+fn openssl_wraps_what_we_unwrap_and_pkcs11_tool_unwraps_what_we_wrap() {
+    let served = Served::start();
+    let dir = served.token.dir.path();
+    let pem = dir.join("kek.pem").to_string_lossy().into_owned();
+    served.ok(&["kek", "show", KEK, "--public-key-out", &pem], b"");
+    let mut openssl = Command::new("openssl");
+    openssl.args(["pkeyutl", "-encrypt", "-pubin", "-inkey", &pem]);
+    openssl.args(["-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1"]);
+    let theirs = run_with_input(&mut openssl, DEK);
+    assert!(theirs.status.success(), "{theirs:?}");
+    assert_eq!(served.ok(&["unwrap", "--raw", "--kek", KEK], &theirs.stdout), DEK);
+
+    let ours = served.ok(&["wrap", "--raw", "--kek", KEK], DEK);
+    let ciphertext = served.file("ciphertext", &ours).to_string_lossy().into_owned();
+    let plaintext = dir.join("plaintext").to_string_lossy().into_owned();
+    served.token.pkcs11_tool_user(&[
+        "--decrypt",
+        "--mechanism",
+        "RSA-PKCS-OAEP",
+        "--hash-algorithm",
+        "SHA-1",
+        "--mgf",
+        "MGF1-SHA1",
+        "--id",
+        "0a",
+        "--input-file",
+        &ciphertext,
+        "--output-file",
+        &plaintext,
+    ]);
+    assert_eq!(read(Path::new(&plaintext)), DEK);
+    let _the_token_is = (LABEL, PIN);
+}
+
+#[test]
+fn a_python_client_that_knows_only_the_proto_unwraps_a_dek() {
+    let python = env::var_os("KEYWARD_TEST_PYTHON")
+        .expect("KEYWARD_TEST_PYTHON names a Python with grpcio; `make test` makes it");
+    let served = Served::start();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/unwrap.py");
+    let context = served.file("context", b"tenant 7");
+    let context = context.to_string_lossy().into_owned();
+    let wrapped = served.ok(&["wrap", "--kek", KEK, "--context-file", &context], DEK);
+    let unwrap = |context: &str, input: &[u8]| {
+        let mut command = Command::new(&python);
+        command.arg(&script).arg("unwrap").arg("--socket").arg(served.socket());
+        command.args(["--context-file", context]);
+        run_with_input(&mut command, input)
+    };
+    let dek = unwrap(&context, &wrapped);
+    assert!(dek.status.success(), "{}", String::from_utf8_lossy(&dek.stderr));
+    assert_eq!(dek.stdout, DEK);
+    let other = served.file("other", b"tenant 8").to_string_lossy().into_owned();
+    let refused = unwrap(&other, &wrapped);
+    assert_eq!(refused.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(stderr.contains("CIPHERTEXT_INVALID"), "{stderr}");
+}
+
+#[test]
+fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else() {
+    let mut served = Served::prepare();
+    let dir = served.token.dir.path().to_path_buf();
+    let ours = dir.join("tls").to_string_lossy().into_owned();
+    let strangers = dir.join("strangers").to_string_lossy().into_owned();
+    for at in [&ours, &strangers] {
+        served.ok(&["tls", "dev", at], b"");
+    }
+    let port = free_port();
+    served.configure(|config| {
+        let tls = format!(
+            "listen = \"127.0.0.1:{port}\"\ntls = {{ certificate = \"{ours}/server.pem\", key = \"{ours}/server.key\", client_ca = \"{ours}/ca.pem\" }}\n"
+        );
+        config.replacen("[server]\n", &format!("[server]\n{tls}"), 1)
+            + "[[policy]]\nwho = [\"spiffe://keyward.dev/node/*\"]\nmay = [\"wrap\", \"unwrap\"]\nkek = [\"*\"]\n"
+    });
+    served.serve();
+    let address = format!("https://localhost:{port}");
+    let over_tls = |verb: &[&str], of: &str, input: &[u8]| {
+        let file = |name: &str| format!("{of}/{name}");
+        let ca = format!("{ours}/ca.pem");
+        let (certificate, key) = (file("client.pem"), file("client.key"));
+        let tls = [
+            "--address",
+            &address,
+            "--tls-ca",
+            &ca,
+            "--tls-certificate",
+            &certificate,
+            "--tls-key",
+            &key,
+            "--timeout",
+            "5s",
+        ];
+        let args = [verb, &tls].concat();
+        let mut command = served.token.command(super::served::KEYWARD);
+        run_with_input(command.args(&args), input)
+    };
+    let wrapped = over_tls(&["wrap", "--kek", KEK], &ours, DEK);
+    assert!(wrapped.status.success(), "{}", String::from_utf8_lossy(&wrapped.stderr));
+    let unwrapped = over_tls(&["unwrap"], &ours, &wrapped.stdout);
+    assert_eq!(unwrapped.stdout, DEK);
+    let stranger = over_tls(&["unwrap"], &strangers, &wrapped.stdout);
+    assert_eq!(stranger.status.code(), Some(1));
+    // What the policy does not name is refused over TLS too.
+    let denied = over_tls(&["rewrap"], &ours, &wrapped.stdout);
+    let stderr = String::from_utf8_lossy(&denied.stderr);
+    assert!(stderr.contains("policy"), "{stderr}");
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+#[test]
+fn a_fresh_token_is_set_up_by_pkcs11_tool_or_by_us_alike() {
+    let served = Served::start();
+    let shown = served.ok(&["kek", "show", "--json", KEK], b"");
+    let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+    assert_eq!(shown["usable"], true);
+    assert_eq!(shown["assurance"]["sensitive"], true);
+    assert_eq!(shown["assurance"]["extractable"], false);
+    assert_eq!(shown["versions"][0]["state"], "ACTIVE");
+    assert_eq!(shown["versions"][0]["bits"], 2048);
+    let _used = token::SO_PIN;
+}

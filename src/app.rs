@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -69,8 +70,14 @@ pub fn serve(config: Config) -> Result<(), StartError> {
 }
 
 async fn run(config: Config) -> Result<(), StartError> {
-    let shutdown = Signals::listen()?;
-    let backends = open_backends(&config.backends)?;
+    let mut shutdown = pin!(Signals::listen()?.received());
+    // From here on no signal kills the process by itself, and a device may take for ever.
+    let opening = tokio::task::spawn_blocking(move || open_backends(&config.backends));
+    let backends = tokio::select! {
+        () = shutdown.as_mut() => return Ok(()),
+        opened = opening => opened
+            .map_err(|error| StartError::new("cannot open the backends", error))??,
+    };
     let engine = Arc::new(Engine::new(kek_specs(&config.keks, &backends)));
     let policy = Arc::new(ArcSwap::from_pointee(config.policy));
     let (ready, is_ready) = watch::channel(false);
@@ -94,7 +101,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     let mut fatal = None;
     let stop = async {
         tokio::select! {
-            () = shutdown.received() => {}
+            () = shutdown => {}
             Ok(error) = gave_up => fatal = Some(error),
         }
         notify_supervisor(NotifyState::Stopping);
@@ -114,9 +121,10 @@ async fn run(config: Config) -> Result<(), StartError> {
     }
 }
 
+/// Blocks for as long as the devices take.
 fn open_backends(configs: &[BackendConfig]) -> Result<Vec<Arc<dyn Backend>>, StartError> {
     let open = |config: &BackendConfig| {
-        tokio::task::block_in_place(|| build_backend(config)).map_err(|error| {
+        build_backend(config).map_err(|error| {
             StartError::of(format!("cannot open backend {}", config.name()), &error)
         })
     };

@@ -124,6 +124,27 @@ impl Intruder {
         assert_eq!(unsafe { close(self.slot()) }, ck::CKR_OK);
     }
 
+    /// How many sessions there are on other slots than [`Self::slot`]. Handles are small
+    /// numbers that SoftHSM gives out in order.
+    fn sessions_elsewhere(&self) -> usize {
+        let open = self.list.C_OpenSession.expect("C_OpenSession");
+        let close = self.list.C_CloseSession.expect("C_CloseSession");
+        let info = self.list.C_GetSessionInfo.expect("C_GetSessionInfo");
+        let (slot, mut last) = (self.slot(), 0);
+        let flags = ck::CKF_SERIAL_SESSION;
+        // SAFETY: plain calls; `last` is a place for a handle.
+        unsafe {
+            assert_eq!(open(slot, flags, ptr::null_mut(), None, &mut last), ck::CKR_OK);
+            assert_eq!(close(last), ck::CKR_OK);
+        }
+        let elsewhere = |session: &ck::CK_SESSION_HANDLE| {
+            let mut told = ck::CK_SESSION_INFO::default();
+            // SAFETY: `told` is a place for what is asked.
+            unsafe { info(*session, &mut told) == ck::CKR_OK && told.slotID != slot }
+        };
+        (1..last).filter(elsewhere).count()
+    }
+
     fn log_out(&self) {
         let open = self.list.C_OpenSession.expect("C_OpenSession");
         let logout = self.list.C_Logout.expect("C_Logout");
@@ -229,6 +250,27 @@ async fn a_logout_is_followed_by_a_login_on_softhsm() {
 #[tokio::test]
 async fn a_logout_is_followed_by_a_login_on_kryoptic() {
     a_logout_is_followed_by_a_login(Kind::Kryoptic).await;
+}
+
+#[tokio::test]
+async fn a_token_that_loses_its_sessions_leaves_none_behind_on_another() {
+    let token = TestToken::softhsm();
+    token.init_another("other");
+    let scene = Scene::on(&token).await;
+    let selector = TokenSelector { label: Some("other".into()), serial: None };
+    let other = Scene::new(Settings { token: selector, ..token.settings() }).await;
+    let intruder = Intruder::new(&token.module);
+    other.assert_works().await;
+    // Of the two, the one in the first slot loses its sessions.
+    let mut counts = Vec::new();
+    for _ in 0..6 {
+        intruder.close_all_sessions();
+        scene.assert_works_within(Duration::from_secs(5)).await;
+        other.assert_works_within(Duration::from_secs(5)).await;
+        counts.push(intruder.sessions_elsewhere());
+    }
+    let most = token.settings().sessions + 1;
+    assert!(counts.iter().all(|count| *count <= most), "{counts:?} of {most}");
 }
 
 async fn a_module_that_was_finalized_is_initialized(kind: Kind) {

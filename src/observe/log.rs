@@ -26,6 +26,10 @@ pub fn start(format: Format, filter: &str) -> Result<(), String> {
     let builder = fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Otherwise a line that cannot be written (a full disk, a reader that is gone) is
+        // reported with `eprintln!`, which panics for the same reason in whatever it is
+        // that wanted to log: the accept loop, the prover, a call.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let _already_started = match format {
         Format::Text => builder.try_init(),

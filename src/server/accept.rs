@@ -15,6 +15,11 @@ use tracing::{debug, warn};
 use super::{connection, drain::Drain, drain::wait_for, services::Services, throttle::Throttle};
 use crate::auth::Identity;
 
+/// Connections of one listener at once whose peer is not known yet. They count for
+/// nothing else, so that those who cannot say who they are (silent ones on TCP, which
+/// are given seconds) take no place from those who can, on this listener or another.
+const STRANGERS_MAX: usize = 1024;
+
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -70,6 +75,7 @@ impl Gate {
 /// Accepts and serves until the drain starts. Dropping the listener at the end closes it.
 pub(super) async fn run<L: Listener>(listener: L, gate: Gate) {
     let listener = Arc::new(listener);
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     let mut draining = gate.drain.draining();
     let mut pause = PAUSE_MIN;
     loop {
@@ -80,7 +86,7 @@ pub(super) async fn run<L: Listener>(listener: L, gate: Gate) {
         match accepted {
             Ok(raw) => {
                 pause = PAUSE_MIN;
-                admit(&listener, raw, &gate);
+                admit(&listener, raw, &strangers, &gate);
             }
             Err(error) => {
                 warn!(listener = listener.name(), "cannot accept a connection: {error}");
@@ -94,20 +100,20 @@ pub(super) async fn run<L: Listener>(listener: L, gate: Gate) {
 }
 
 /// Starts the connection's task, or closes the connection if there are too many.
-fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, gate: &Gate) {
-    let Ok(place) = Arc::clone(&gate.free).try_acquire_owned() else {
+fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Semaphore>, gate: &Gate) {
+    let full = |gate: &Gate, limit: usize| {
         if let Some(skipped) = gate.full.allow(Instant::now()) {
-            let limit = gate.limit;
             warn!(limit, skipped, "too many connections: closing a new one");
         }
-        return;
+    };
+    let Ok(stranger) = Arc::clone(strangers).try_acquire_owned() else {
+        return full(gate, STRANGERS_MAX);
     };
     // A weak reference: a connection must not keep a listener open that has ended.
     let listener = Arc::downgrade(listener);
     let mut drain = gate.drain.connection();
     let gate = gate.clone();
     tokio::spawn(async move {
-        let _place = place;
         let Some(identifier) = listener.upgrade() else { return };
         let name = identifier.name();
         let identified = tokio::select! {
@@ -115,8 +121,12 @@ fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, gate: &Gate) {
             identified = identifier.identify(raw) => identified,
         };
         drop(identifier);
+        drop(stranger);
         match identified {
             Ok((io, who)) => {
+                let Ok(_place) = Arc::clone(&gate.free).try_acquire_owned() else {
+                    return full(&gate, gate.limit);
+                };
                 debug!(listener = name, %who, "connected");
                 connection::serve(io, Arc::new(who), Arc::clone(&gate.services), drain).await;
             }

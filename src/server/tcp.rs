@@ -1,7 +1,9 @@
 //! TCP with mutual TLS 1.3. There is no TCP without.
 //!
 //! Invariants: nothing of a connection reaches HTTP/2 before its certificate is
-//! verified; handshakes, which cost a signature each, are bounded in number and time.
+//! verified; handshakes, which cost a signature each, are bounded in time here and in
+//! number by the accept loop. (A smaller bound of their own would let a few silent peers
+//! keep everybody else waiting.)
 
 use std::{
     io,
@@ -11,7 +13,6 @@ use std::{
 
 use tokio::{
     net::{TcpSocket, TcpStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -19,10 +20,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{SetupError, TcpSettings, accept::Listener, tls};
 use crate::auth::Identity;
 
-/// How long a handshake may take, with its wait for a place.
+/// How long a handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Handshakes at once.
-const HANDSHAKES_MAX: usize = 64;
 /// Connections that the kernel keeps for us to accept.
 const BACKLOG: u32 = 1024;
 
@@ -31,7 +30,6 @@ pub(super) struct TcpListener {
     listener: tokio::net::TcpListener,
     address: SocketAddr,
     acceptor: TlsAcceptor,
-    handshakes: Semaphore,
 }
 
 impl TcpListener {
@@ -45,8 +43,7 @@ impl TcpListener {
         let address = listener
             .local_addr()
             .map_err(|error| SetupError::new("cannot read the address listened on", error))?;
-        let handshakes = Semaphore::new(HANDSHAKES_MAX);
-        Ok(Self { listener, address, acceptor, handshakes })
+        Ok(Self { listener, address, acceptor })
     }
 
     /// Where it listens, with the port that the kernel chose if the settings say 0.
@@ -55,7 +52,6 @@ impl TcpListener {
     }
 
     async fn handshake(&self, raw: TcpStream) -> Result<(TlsStream<TcpStream>, Identity), String> {
-        let _place = self.handshakes.acquire().await.expect("the semaphore is never closed");
         let stream = self.acceptor.accept(raw).await.map_err(|error| error.to_string())?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(tls::ALPN_H2) {

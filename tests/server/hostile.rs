@@ -13,7 +13,10 @@ use tonic_prost::ProstCodec;
 
 use super::{
     calls::reason,
-    support::sidecar::{Sidecar, dek},
+    support::{
+        pki,
+        sidecar::{NODE, Sidecar, dek},
+    },
 };
 
 /// Sends `message` to any method.
@@ -132,9 +135,9 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_rest_live() {
     let client = sidecar.client();
     client.list_keks().await.unwrap();
     let first = UnixStream::connect(sidecar.socket()).await.unwrap();
-    let second = tokio::net::TcpStream::connect(sidecar.tcp).await.unwrap();
-    // Both listeners share the limit; wait until the second is counted.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Both listeners share the limit.
+    let second = sidecar.tls_client(sidecar.pki.client("node", vec![pki::uri(NODE)]));
+    second.list_keks().await.unwrap();
     let mut third = UnixStream::connect(sidecar.socket()).await.unwrap();
     let read = timeout(Duration::from_secs(2), third.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)));
@@ -142,4 +145,21 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_rest_live() {
     drop((first, second));
     tokio::time::sleep(Duration::from_millis(100)).await;
     sidecar.client().list_keks().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_strangers_take_nobody_s_place() {
+    let sidecar = Sidecar::start_with(|settings| settings.connections = 3, &["orders"]).await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(tokio::net::TcpStream::connect(sidecar.tcp).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let files = sidecar.pki.client("node", vec![pki::uri(NODE)]);
+    let (local, node) = (sidecar.client(), sidecar.tls_client(files));
+    // Much sooner than the silent ones are given up.
+    let soon = Duration::from_secs(4);
+    timeout(soon, local.list_keks()).await.expect("not kept waiting").unwrap();
+    timeout(soon, node.list_keks()).await.expect("not kept waiting").unwrap();
+    drop(silent);
 }

@@ -104,10 +104,13 @@ impl Library {
         if code != CKR_OK {
             return Err(LoadError::Refused(code));
         }
-        // SAFETY: on CKR_OK the pointer is to a list that lives as long as the library;
-        // it is checked not to be null. It may not be aligned for us (CK_VERSION first,
-        // then pointers), so it is read, not borrowed.
-        let list = unsafe { list.as_ref() }.copied().ok_or(LoadError::NotPkcs11)?;
+        if list.is_null() {
+            return Err(LoadError::NotPkcs11);
+        }
+        // SAFETY: on CKR_OK the pointer is to a list that lives as long as the library,
+        // and it is not null. It may not be aligned for us (CK_VERSION first, then
+        // pointers), so it is read, not borrowed.
+        let list = unsafe { list.read_unaligned() };
         Ok(Self { list, _loaded: loaded })
     }
 

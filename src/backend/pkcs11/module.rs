@@ -165,17 +165,23 @@ impl Module {
         }
     }
 
-    /// Ends every session on a slot, of every thread, unless that was done already.
+    /// Ends every session on a slot, of every thread, unless that was done already. The
+    /// sessions on other slots end too: they are of the era that ends here, so whoever
+    /// holds one forgets it, and would leave it open for good.
     pub(super) fn end_sessions(&self, slot: u64, seen: u64) -> Result<(), Fault> {
         match self.gate.alone(seen, ALONE_PATIENCE) {
-            Ok(_alone) => match self.library.close_all_sessions(slot) {
-                Ok(()) => Ok(()),
-                // Most likely there is none left; logging in again will show.
-                Err(error) => {
-                    warn!(code = %ckr::name(error.code), "C_CloseAllSessions failed");
-                    Ok(())
+            Ok(_alone) => {
+                let mut slots = self.library.slots().unwrap_or_default();
+                slots.retain(|other| *other != slot);
+                slots.push(slot);
+                for slot in slots {
+                    // Most likely there is none left; logging in again will show.
+                    if let Err(error) = self.library.close_all_sessions(slot) {
+                        warn!(slot, code = %ckr::name(error.code), "C_CloseAllSessions failed");
+                    }
                 }
-            },
+                Ok(())
+            }
             Err(NotAlone::EraIsOver) => Ok(()),
             Err(NotAlone::Occupied(threads)) => Err(Fault::Hung(threads)),
         }

@@ -1,8 +1,11 @@
 //! Reads the user PIN, each time it is needed, from a file or the environment.
+//!
+//! Whoever calls when a login fails is told why, so where the PIN is kept stands in
+//! `detail`, which is for the operator, and nowhere else.
 
 use std::{
     fs::File,
-    io::Read,
+    io::{ErrorKind, Read},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::Path,
 };
@@ -21,52 +24,54 @@ pub(super) fn read(source: &PinSource) -> Result<Secret, Error> {
     match source {
         PinSource::File(path) => read_file(path),
         PinSource::Env(name) => match std::env::var(name) {
-            Ok(text) => check(Secret::new(text.into_bytes()), &format!("the variable {name}")),
-            Err(_) => Err(refuse(format!("the environment variable {name} is not set"))
-                .with_fix("set it, or use `pin_file`")),
-        },
+            Ok(text) => check(Secret::new(text.into_bytes())),
+            Err(_) => Err(refuse("the environment variable of the PIN is not set")
+                .with_fix("set the variable that `pin_env` names, or use `pin_file`")),
+        }
+        .map_err(|error| error.with_detail(format!("pin_env is {name}"))),
     }
 }
 
 fn read_file(path: &Path) -> Result<Secret, Error> {
     let shown = path.display();
     let trouble = |error: std::io::Error| {
-        refuse(format!("the PIN file {shown} cannot be read")).with_detail(error.to_string())
+        refuse("the PIN file cannot be read").with_detail(format!("{shown}: {error}"))
     };
     let mut file = File::open(path).map_err(trouble)?;
     let metadata = file.metadata().map_err(trouble)?;
     // A pipe or a socket may be how a secret is handed over; its mode says nothing.
     let is_file = !metadata.file_type().is_fifo() && !metadata.file_type().is_socket();
     if is_file && metadata.mode() & 0o037 != 0 {
-        return Err(refuse(format!(
-            "the PIN file {shown} is open to others (mode {:04o})",
-            metadata.mode() & 0o7777
-        ))
-        .with_fix(format!("chmod 0600 {shown}")));
+        let mode = metadata.mode() & 0o7777;
+        return Err(refuse("the PIN file is open to others")
+            .with_detail(format!("{shown} has mode {mode:04o}"))
+            .with_fix("give it the mode 0600"));
     }
     let mut text = Secret::zeroed(PIN_MAX + 2);
     let mut len = 0;
     loop {
-        match file.read(&mut text.expose_mut()[len..]).map_err(trouble)? {
-            0 => break,
-            more => len += more,
+        match file.read(&mut text.expose_mut()[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(trouble(error)),
         }
     }
     text.truncate(len);
     let line_end = text.expose().iter().position(|byte| matches!(byte, b'\n' | b'\r'));
     text.truncate(line_end.unwrap_or(len));
-    check(text, &format!("the PIN file {shown}"))
+    check(text).map_err(|error| error.with_detail(shown.to_string()))
 }
 
-fn check(pin: Secret, whence: &str) -> Result<Secret, Error> {
+fn check(pin: Secret) -> Result<Secret, Error> {
     match pin.len() {
-        0 => Err(refuse(format!("{whence} holds no PIN"))),
+        0 => Err(refuse("where the PIN should be is nothing")),
         1..=PIN_MAX => Ok(pin),
-        _ => Err(refuse(format!("the PIN in {whence} is longer than {PIN_MAX} bytes"))),
+        _ => Err(refuse("the PIN is longer than any token takes")),
     }
 }
 
-fn refuse(message: String) -> Error {
+fn refuse(message: &'static str) -> Error {
     Error::new(Reason::BackendMisconfigured, message)
         .with_fix("put the user PIN alone on the first line of a file of mode 0600")
 }
@@ -98,6 +103,10 @@ mod tests {
             let (_dir, source) = file(b"1234", mode);
             let error = read(&source).unwrap_err();
             assert!(error.message().contains("open to others"), "{error}");
+            // An operator is told which file; a caller is not.
+            let told = [error.message(), error.fix().unwrap_or_default()].concat();
+            assert!(error.detail().is_some_and(|detail| detail.contains("/pin")), "{error:?}");
+            assert!(!told.contains('/'), "{told}");
         }
         let (_dir, source) = file(b"1234", 0o440);
         assert!(read(&source).is_ok());

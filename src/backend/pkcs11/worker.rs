@@ -173,12 +173,7 @@ impl Pool {
 
     /// How many workers have been in one operation for longer than their caller waits.
     pub(super) fn hung(&self) -> usize {
-        let now = self.shared.now_ms();
-        let overdue = |at: &AtomicU64| match at.load(Ordering::Relaxed) {
-            0 => false,
-            at => at < now,
-        };
-        self.shared.overdue_at.iter().filter(|at| overdue(at)).count()
+        self.shared.hung(None)
     }
 
     /// Lets the workers finish what is in the queue and waits for those that do not
@@ -201,6 +196,17 @@ impl Pool {
 }
 
 impl Shared {
+    /// How many workers, but for one, are overdue.
+    fn hung(&self, but: Option<usize>) -> usize {
+        let now = self.now_ms();
+        let overdue = |at: &AtomicU64| match at.load(Ordering::Relaxed) {
+            0 => false,
+            at => at < now,
+        };
+        let others = self.overdue_at.iter().enumerate().filter(|(index, _)| Some(*index) != but);
+        others.filter(|(_, at)| overdue(at)).count()
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -341,6 +347,7 @@ impl Worker {
     /// more than the fault itself.
     fn recover(&self, rung: Rung, fault: &Fault, era: u64) -> Result<(), Option<Fault>> {
         let token = &self.shared.token;
+        let hung = self.shared.hung(Some(self.index));
         let ended = match rung {
             // The session was given up with the fault: the next attempt opens another.
             Rung::FindAgain => return Ok(()),
@@ -353,6 +360,9 @@ impl Worker {
             {
                 return Err(None);
             }
+            // One that hangs stays inside. To wait until it has left would be in vain, and
+            // would keep those out who can still work: 2 s each time a caller asks for it.
+            _ if hung > 0 => return Err(Some(Fault::Hung(hung))),
             // A key that may only look gone must not be called so.
             _ if !self.shared.may_end_era(rung) => return Err(fault.unconfirmed()),
             Rung::LogIn => token.end_sessions(era),

@@ -1,0 +1,114 @@
+//! The sidecar as a process in bad surroundings: nowhere to write its log to, a device
+//! that does not answer when it starts.
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use support::token::{LABEL, TestToken};
+
+/// A sidecar on a token of its own, killed when dropped.
+struct Process {
+    child: Child,
+    socket: PathBuf,
+    token: TestToken,
+}
+
+impl Process {
+    fn start(pin_file: Option<&str>, log: Stdio) -> Self {
+        let token = TestToken::softhsm();
+        token.generate_rsa(2048, "kek", "01");
+        let (dir, uid) = (token.dir.path(), rustix::process::geteuid().as_raw());
+        let socket = dir.join("k.sock");
+        let pin_file = pin_file.map_or_else(|| token.pin_file.clone(), |name| dir.join(name));
+        if !pin_file.exists() {
+            assert!(Command::new("mkfifo").arg(&pin_file).status().unwrap().success());
+        }
+        let config = dir.join("keyward.toml");
+        let text = format!(
+            r#"
+            [server]
+            socket = {socket:?}
+            [backend.hsm]
+            type = "pkcs11"
+            module = {:?}
+            token = "{LABEL}"
+            pin_file = {pin_file:?}
+            [[kek]]
+            name = "kek"
+            backend = "hsm"
+            algorithm = "RSA-OAEP"
+            [[policy]]
+            who = ["uid:{uid}"]
+            may = ["wrap", "unwrap", "describe"]
+            kek = ["*"]
+            "#,
+            token.module
+        );
+        fs::write(&config, text).unwrap();
+        let child = token
+            .command(env!("CARGO_BIN_EXE_keyward"))
+            .args(["serve", "--config"])
+            .arg(config)
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { child, socket, token }
+    }
+
+    fn kek_show(&self) -> bool {
+        let mut show = self.token.command(env!("CARGO_BIN_EXE_keyward"));
+        let show = show.args(["kek", "show", "kek", "--socket"]).arg(&self.socket);
+        show.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    }
+
+    /// Sends SIGTERM; the exit code, if it ends in time.
+    fn terminate(&mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            sleep(Duration::from_millis(20));
+        }
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _has_ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut process = Process::start(None, full.into());
+    let until = Instant::now() + Duration::from_secs(20);
+    while !process.kek_show() {
+        assert!(process.child.try_wait().unwrap().is_none(), "the sidecar ended");
+        assert!(Instant::now() < until, "the sidecar does not serve");
+        sleep(Duration::from_millis(50));
+    }
+    assert!(process.kek_show());
+    assert_eq!(process.terminate(), Some(0));
+}
+
+#[test]
+fn a_device_that_keeps_the_start_waiting_does_not_keep_the_stop_waiting() {
+    // Nobody ever writes into this pipe.
+    let mut process = Process::start(Some("pipe"), Stdio::null());
+    sleep(Duration::from_secs(1));
+    assert!(process.child.try_wait().unwrap().is_none(), "it waits for the PIN");
+    assert_eq!(process.terminate(), Some(0));
+}

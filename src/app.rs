@@ -1,15 +1,16 @@
 //! The one composition root: builds everything, in reading order, and runs it.
 //!
 //! Start-up fails at once on what only an operator can mend: a module that does not
-//! load, a wrong PIN, an algorithm that the token refuses. It does not fail on a key
-//! that is gone, expired or disabled, nor on an HSM that is away: other KEKs must be
-//! served all the same, so those leave the sidecar up, not ready, and trying.
+//! load, a token that is not there, a wrong PIN, an algorithm that the token refuses. (A
+//! supervisor starts it again.) It does not fail on a key that is gone, expired or
+//! disabled: other KEKs must be served all the same, so those leave the sidecar up, not
+//! ready, and trying.
 
 use std::{
     fmt,
     pin::pin,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -26,6 +27,7 @@ use crate::{
     config::{BackendConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
     error::{Error, Reason},
+    kek::KekName,
     observe,
     server::{self, SetupError},
 };
@@ -86,15 +88,19 @@ async fn run(config: Config) -> Result<(), StartError> {
     let proving = tokio::spawn({
         let engine = Arc::clone(&engine);
         async move {
-            match prove_all(&engine).await {
-                Ok(()) => {
-                    ready.send_replace(true);
-                    notify_supervisor(NotifyState::Ready);
-                    info!("ready");
-                    engine::keep_proven(engine, config.lease_interval).await;
-                }
-                Err(error) => drop(give_up.send(error)),
-            }
+            let unready = match prove_all(&engine).await {
+                Ok(unready) => unready,
+                Err(error) => return drop(give_up.send(error)),
+            };
+            let get_ready = async {
+                prove_the_rest(&engine, unready).await;
+                ready.send_replace(true);
+                notify_supervisor(NotifyState::Ready);
+                info!("ready");
+            };
+            // Those that are proven stay so, however long the rest takes.
+            let keep_proven = engine::keep_proven(Arc::clone(&engine), config.lease_interval);
+            tokio::join!(get_ready, keep_proven);
         }
     });
 
@@ -145,30 +151,42 @@ fn kek_specs(keks: &[KekConfig], backends: &[Arc<dyn Backend>]) -> Vec<KekSpec> 
     keks.iter().map(spec).collect()
 }
 
-/// Proves every KEK, for as long as it takes. `Err` if only the operator can help.
-async fn prove_all(engine: &Engine) -> Result<(), StartError> {
-    let mut told: Vec<(String, Reason)> = Vec::new();
-    loop {
-        for name in engine.names() {
-            let Err(error) = engine.verify(name, Instant::now() + FIRST_PROOF).await else {
-                continue;
-            };
-            if error.reason() == Reason::BackendMisconfigured {
-                return Err(StartError::of(format!("KEK {name} cannot be used"), &error));
-            }
-            // Once for each new trouble, not once a second.
-            let trouble = (name.to_string(), error.reason());
-            if !told.contains(&trouble) {
-                told.push(trouble);
-                let (fix, detail) = (error.fix().unwrap_or("-"), error.detail().unwrap_or("-"));
-                error!(kek = %name, reason = %error.reason(), fix, detail, "not ready: {error}");
-            }
+/// Proves every KEK once, and returns those that are not ready. `Err` if only the
+/// operator can help.
+async fn prove_all(engine: &Engine) -> Result<Vec<(KekName, Reason)>, StartError> {
+    let mut unready = Vec::new();
+    for name in engine.names() {
+        let Err(error) = engine.verify(name, Instant::now() + FIRST_PROOF).await else { continue };
+        if error.reason() == Reason::BackendMisconfigured {
+            return Err(StartError::of(format!("KEK {name} cannot be used"), &error));
         }
-        if engine.ready(SystemTime::now()) {
-            return Ok(());
-        }
-        sleep(RETRY).await;
+        tell_not_ready(name, &error);
+        unready.push((name.clone(), error.reason()));
     }
+    Ok(unready)
+}
+
+/// Proves what is not ready yet, for as long as it takes.
+async fn prove_the_rest(engine: &Engine, mut unready: Vec<(KekName, Reason)>) {
+    while !unready.is_empty() {
+        sleep(RETRY).await;
+        let mut still = Vec::new();
+        for (name, told) in unready {
+            if let Err(error) = engine.verify(&name, Instant::now() + FIRST_PROOF).await {
+                // Once for each new trouble, not once a second.
+                if error.reason() != told {
+                    tell_not_ready(&name, &error);
+                }
+                still.push((name, error.reason()));
+            }
+        }
+        unready = still;
+    }
+}
+
+fn tell_not_ready(name: &KekName, error: &Error) {
+    let (fix, detail) = (error.fix().unwrap_or("-"), error.detail().unwrap_or("-"));
+    error!(kek = %name, reason = %error.reason(), fix, detail, "not ready: {error}");
 }
 
 /// Tells systemd, if it supervises us (`Type=notify`).

@@ -58,11 +58,6 @@ impl Engine {
         kek.current(SystemTime::now()).map(|_| ())
     }
 
-    /// Whether every KEK has a version that wraps and unwraps.
-    pub fn ready(&self, now: SystemTime) -> bool {
-        self.catalog.iter().all(|kek| kek.current(now).is_ok())
-    }
-
     fn kek(&self, name: &KekName) -> Result<&Arc<Kek>, Error> {
         self.catalog.get(name).ok_or_else(|| {
             Error::new(Reason::KekNotFound, format!("no KEK is called {name}"))

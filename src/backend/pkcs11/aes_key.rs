@@ -6,9 +6,9 @@ use cryptoki_sys::CK_OBJECT_HANDLE;
 use super::{
     ckr::{self, Class},
     fault::Fault,
-    ffi::Mechanism,
     keys::{Key, sha256},
     mechanism::{self, WRAPPED_ROOM, wrap_as_object},
+    raw::Mechanism,
     worker::Seat,
 };
 use crate::{

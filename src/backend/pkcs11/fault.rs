@@ -3,7 +3,7 @@
 
 use super::{
     ckr::{self, Class},
-    ffi::Ckr,
+    raw::Ckr,
 };
 use crate::error::{Error, Reason};
 

@@ -18,7 +18,7 @@ use cryptoki_sys::{CK_OBJECT_HANDLE, CKF_LOGIN_REQUIRED, CKR_USER_NOT_LOGGED_IN}
 use time::{Date, Month};
 use tracing::warn;
 
-use super::{aes_key, ckr, fault::Fault, ffi::Ckr, worker::Seat};
+use super::{aes_key, ckr, fault::Fault, raw::Ckr, worker::Seat};
 use crate::{
     error::{Error, Reason},
     kek::{

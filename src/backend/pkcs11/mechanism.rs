@@ -19,7 +19,7 @@ use tracing::debug;
 use super::{
     ckr::{self, Class},
     fault::Fault,
-    ffi::Mechanism,
+    raw::Mechanism,
     worker::Seat,
 };
 use crate::{

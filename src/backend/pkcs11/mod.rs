@@ -2,7 +2,7 @@
 //!
 //! | file | what it knows |
 //! |---|---|
-//! | `ffi` | the calls into a module; the only `unsafe` of the backend |
+//! | `ffi`, `raw` | the calls into a module, the only `unsafe`; their C forms |
 //! | `ckr` | the one table of `CKR_` codes |
 //! | `fault`, `recover` | what went wrong; which rung of the ladder helps |
 //! | `gate`, `module` | one initialised library per process, and who is inside |
@@ -26,6 +26,7 @@ mod mechanism;
 mod module;
 mod officer;
 mod pin;
+mod raw;
 mod recover;
 mod settings;
 mod token;
@@ -48,10 +49,10 @@ use crate::{
     secret::Secret,
 };
 use fault::Fault;
-use ffi::{Ckr, Mechanism};
 use judge::Judge;
 use keys::Target;
 use module::Module;
+use raw::{Ckr, Mechanism};
 use token::Token;
 use worker::{Pool, Seat, Terms};
 
@@ -319,6 +320,9 @@ impl Backend for Pkcs11Backend {
                 let target = Target::new(info, algorithm);
                 let payload = Secret::copy_of(payload.expose());
                 self.run(deadline, move |seat| {
+                    // A handle that is another key's by now would do for wrapping, and lose
+                    // the DEK: here it is looked up anew each time.
+                    seat.keys.clear();
                     let key = keys::find(seat, &target)?;
                     aes_key::wrap(seat, key, algorithm, &payload)
                 })

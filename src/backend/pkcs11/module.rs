@@ -20,8 +20,9 @@ use tracing::{info, warn};
 use super::{
     ckr,
     fault::Fault,
-    ffi::{Ckr, Library, LoadError},
+    ffi::Library,
     gate::{Gate, NotAlone, Pass},
+    raw::{Ckr, LoadError},
 };
 use crate::error::{Error, Reason};
 
@@ -58,6 +59,13 @@ enum Up {
 impl Module {
     /// Loads and initialises the module, or joins whoever has already.
     pub(super) fn open(path: &Path, args: &str) -> Result<Arc<Self>, Error> {
+        if args.contains('\0') {
+            return Err(Error::new(
+                Reason::BackendMisconfigured,
+                "`module_args` holds a NUL character, which no module can be given",
+            )
+            .with_fix("write the module's parameters as text"));
+        }
         let real = path.canonicalize().map_err(|error| {
             misconfigured(format!("the PKCS#11 module {} cannot be opened", path.display()))
                 .with_detail(error.to_string())

@@ -13,8 +13,8 @@ use time::OffsetDateTime;
 use super::{
     Pkcs11Backend,
     fault::Fault,
-    ffi::Mechanism,
     keys,
+    raw::Mechanism,
     worker::{Seat, Terms},
 };
 use crate::{

@@ -66,7 +66,7 @@ pub(super) fn advise(fault: &Fault, climbed: Option<Rung>, of_caller: bool) -> A
 
 #[cfg(test)]
 mod tests {
-    use super::{super::ffi::Ckr, *};
+    use super::{super::raw::Ckr, *};
     use cryptoki_sys::*;
 
     fn fault(code: CK_RV) -> Fault {

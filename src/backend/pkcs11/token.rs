@@ -20,11 +20,12 @@ use super::{
     Settings, TokenSelector,
     ckr::{self, Class},
     fault::Fault,
-    ffi::{Ckr, Library, TokenInfo},
+    ffi::Library,
     gate::Pass,
     mechanism::Mechanisms,
     module::Module,
     pin,
+    raw::{Ckr, TokenInfo},
 };
 use crate::{
     error::{Error, Reason},

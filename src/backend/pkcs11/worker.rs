@@ -40,8 +40,9 @@ use crate::error::{Error, Reason};
 /// Sessions and logins are not torn down for everyone more often than this.
 const ERA_MIN: Duration = Duration::from_millis(250);
 
-/// How long a key that was confirmed to be gone is believed to be.
-const GONE_BELIEVED: Duration = Duration::from_secs(10);
+/// How long a key that was confirmed to be gone is believed to be: until then its
+/// absence is no reason to initialise the module again. If it comes back it is found.
+const GONE_BELIEVED: Duration = Duration::from_secs(60);
 
 /// Where an operation works.
 pub(super) struct Seat<'a> {

@@ -625,3 +625,20 @@ async fn callers_that_go_away_leave_the_queue() {
     scene.assert_works().await;
     assert!(began.elapsed() < Duration::from_millis(150), "{:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn a_backend_that_is_dropped_leaves_no_thread_in_the_module() {
+    let token = TestToken::softhsm();
+    let scene = Scene::on(&token).await;
+    scene.assert_works().await;
+    let workers = || {
+        let tasks = fs::read_dir("/proc/self/task").expect("our own threads");
+        let names =
+            tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("hsm-")).count()
+    };
+    assert!(workers() > 0);
+    // At the end of the process such a thread would race with the module's destructors.
+    drop(scene);
+    assert_eq!(workers(), 0);
+}

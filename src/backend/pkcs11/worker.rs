@@ -63,6 +63,9 @@ pub(super) struct Terms {
     pub(super) patience: Duration,
 }
 
+/// How long whoever drops a pool that was not stopped waits for its workers.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
+
 type Task = Box<dyn FnOnce(&mut Worker) + Send>;
 
 /// The threads and their queue.
@@ -193,6 +196,15 @@ impl Pool {
                 false => warn!("an HSM worker hangs in the module and is left behind"),
             }
         }
+    }
+}
+
+/// A worker that outlives its pool ends when it likes, and the last one finalizes and
+/// unloads the module: if the process exits meanwhile, the module's destructors run in
+/// two threads at once, which was seen to hang in SoftHSM for ever.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.stop(DROP_PATIENCE);
     }
 }
 

@@ -56,7 +56,7 @@ for secret in pin so-pin; do
     check "$secret is private" test "$(stat -c %a "$dir/$secret")" = 600
     check "$secret is on no command line" absent "$(<"$dir/$secret")" "$work/arguments"
 done
-check "the configuration is sound" env SOFTHSM2_CONF="$dir/softhsm2.conf" "$keyward" config check --config "$dir/keyward.toml"
+check "the configuration is sound" env SOFTHSM2_CONF="$dir/softhsm2.conf" "$keyward" config check "$dir/keyward.toml"
 witness() {
     PIN=$(<"$dir/pin") SOFTHSM2_CONF="$dir/softhsm2.conf" pkcs11-tool --module "$(softhsm_module)" \
         --token-label keyward --login --pin env:PIN --list-objects --type privkey

@@ -142,20 +142,23 @@ fn log_in(token: &Token, wanted: usize) -> Result<usize, Fault> {
         }
         Err((fault, _)) => return Err(fault),
     };
-    let room = live.info.max_sessions.map_or(usize::MAX, |max| max.saturating_sub(1) as usize);
-    if room == 0 {
-        return Err(Fault::Refused(
-            Error::new(
-                Reason::BackendMisconfigured,
-                "the token allows one session, two are needed",
-            )
-            .with_fix("use a token that allows more sessions"),
-        ));
+    let max = live.info.max_sessions;
+    let workers = workers_for(max, wanted).ok_or_else(|| {
+        Error::new(Reason::BackendMisconfigured, "the token allows one session, two are needed")
+            .with_fix("use a token that allows more sessions")
+    })?;
+    if workers < wanted {
+        warn!(wanted, workers, "the token allows fewer sessions than `sessions` asks for");
     }
-    if room < wanted {
-        warn!(wanted, room, "the token allows fewer sessions than `sessions` asks for");
-    }
-    Ok(wanted.min(room))
+    Ok(workers)
+}
+
+/// How many workers, with a session each, a token has room for beside the keeper's
+/// session; `None` if for none.
+fn workers_for(max_sessions: Option<u64>, wanted: usize) -> Option<usize> {
+    let room = max_sessions
+        .map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX).saturating_sub(1));
+    (room > 0).then_some(wanted.min(room))
 }
 
 /// Decrypts with the key of `target`: the private half of every unwrap and canary.
@@ -370,5 +373,22 @@ fn kind_of(algorithm: Algorithm) -> &'static str {
     match algorithm.family() {
         Family::Rsa(_) => "RSA private",
         Family::Aes => "AES",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tokens_session_limit_is_never_passed() {
+        assert_eq!(workers_for(None, 4), Some(4));
+        assert_eq!(workers_for(Some(1024), 4), Some(4));
+        assert_eq!(workers_for(Some(5), 4), Some(4));
+        assert_eq!(workers_for(Some(4), 4), Some(3), "one is the keeper's");
+        assert_eq!(workers_for(Some(2), 4), Some(1));
+        assert_eq!(workers_for(Some(1), 4), None);
+        assert_eq!(workers_for(Some(0), 4), None);
+        assert_eq!(workers_for(Some(u64::MAX), 4), Some(4));
     }
 }

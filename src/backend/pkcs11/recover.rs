@@ -35,7 +35,8 @@ pub(super) enum Advice {
 pub(super) fn advise(fault: &Fault, climbed: Option<Rung>, of_caller: bool) -> Advice {
     let first = match fault {
         Fault::Ckr(error) => match ckr::class(error.code) {
-            Class::Ambiguous if of_caller => return Advice::Judge,
+            // A token may also dislike the object that a caller's bytes unwrap to.
+            Class::Ambiguous | Class::Template if of_caller => return Advice::Judge,
             Class::Ambiguous | Class::Handle => Rung::FindAgain,
             // A stale handle can name an object of another kind by now.
             Class::KeyUse if climbed.is_none() => Rung::FindAgain,
@@ -110,7 +111,13 @@ mod tests {
 
     #[test]
     fn bytes_of_a_caller_cannot_move_the_ladder() {
-        for code in [CKR_GENERAL_ERROR, CKR_DEVICE_ERROR, CKR_FUNCTION_FAILED, 0x8000_0001] {
+        for code in [
+            CKR_GENERAL_ERROR,
+            CKR_DEVICE_ERROR,
+            CKR_FUNCTION_FAILED,
+            CKR_TEMPLATE_INCONSISTENT,
+            0x8000_0001,
+        ] {
             assert_eq!(climb(&fault(code), true), (vec![], Advice::Judge));
         }
     }

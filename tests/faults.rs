@@ -614,16 +614,16 @@ async fn callers_that_go_away_leave_the_queue() {
     let token = TestToken::softhsm();
     token.enter();
     let scene = Arc::new(Scene::new(Settings { sessions: 1, ..token.settings() }).await);
-    for _ in 0..500 {
+    for _ in 0..1000 {
         let scene = Arc::clone(&scene);
         let call = tokio::spawn(async move { scene.unwrap().await });
         tokio::task::yield_now().await;
         call.abort();
     }
-    // 500 RSA operations would take much longer than this.
+    // A thousand RSA operations take more than half a second on any machine.
     let began = Instant::now();
     scene.assert_works().await;
-    assert!(began.elapsed() < Duration::from_millis(150), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

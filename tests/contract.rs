@@ -7,16 +7,19 @@ mod support;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use keyward::{
     backend::{Backend, KeyKind, NewKey, pkcs11::Pkcs11Backend},
     error::Reason,
-    kek::{Algorithm, KeyRef, Proof, Purpose, UsableVersion, Version, VersionInfo},
+    kek::{Algorithm, KeyRef, VersionInfo},
     secret::Secret,
 };
-use support::token::{Kind, TestToken};
+use support::{
+    token::{Kind, TestToken},
+    usable,
+};
 
 /// A backend under test, and what its device is known to do.
 struct Subject {
@@ -52,13 +55,6 @@ fn soon() -> Instant {
 
 fn key(label: &str) -> KeyRef {
     KeyRef::parse(label).expect("a label")
-}
-
-fn usable(info: &VersionInfo) -> UsableVersion {
-    let now = SystemTime::now();
-    Version::new(Arc::new(info.clone()), Proof::Proven { at: now })
-        .usable(Purpose::Unwrap, now)
-        .expect("the version is usable")
 }
 
 impl Subject {

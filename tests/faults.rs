@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use cryptoki_sys as ck;
@@ -24,22 +24,18 @@ use keyward::{
         pkcs11::{Pkcs11Backend, Settings, TokenSelector},
     },
     error::{Error, Reason},
-    kek::{Algorithm, KeyRef, Proof, Purpose, UsableVersion, Version, VersionInfo},
+    kek::{Algorithm, KeyRef, VersionInfo},
     secret::Secret,
 };
-use support::token::{self, Kind, LABEL, PIN, TestToken};
+use support::{
+    token::{self, Kind, LABEL, PIN, TestToken},
+    usable,
+};
 
 const ALGORITHM: Algorithm = Algorithm::RsaOaep;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
-}
-
-fn usable(info: &VersionInfo) -> UsableVersion {
-    let now = SystemTime::now();
-    Version::new(Arc::new(info.clone()), Proof::Proven { at: now })
-        .usable(Purpose::Unwrap, now)
-        .expect("the version is usable")
 }
 
 /// A backend with one RSA key and a DEK that is wrapped by it.

@@ -29,20 +29,20 @@ mod vectors;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use keyward::{
     backend::{Backend, pkcs11::Pkcs11Backend},
     envelope::{self, Context, Dek},
     error::Reason,
-    kek::{
-        Algorithm, Family, KeyRef, OaepHash, Proof, Purpose, UsableVersion, Version, VersionInfo,
-    },
+    kek::{Algorithm, Family, KeyRef, OaepHash, VersionInfo},
     secret::Secret,
 };
-use support::token::{Kind, TestToken};
+use support::{
+    token::{Kind, TestToken},
+    usable,
+};
 
 const OAEP: [Algorithm; 4] =
     [Algorithm::RsaOaep, Algorithm::RsaOaep256, Algorithm::RsaOaep384, Algorithm::RsaOaep512];
@@ -64,13 +64,6 @@ fn hash_of(algorithm: Algorithm) -> OaepHash {
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
-}
-
-fn usable(info: &VersionInfo) -> UsableVersion {
-    let now = SystemTime::now();
-    Version::new(Arc::new(info.clone()), Proof::Proven { at: now })
-        .usable(Purpose::Unwrap, now)
-        .expect("the version is usable")
 }
 
 /// A token that other tools put keys on, and our backend beside them.

@@ -314,11 +314,16 @@ fn public_exponent(seat: &Seat<'_>, modulus: &[u8]) -> Result<Vec<u8>, Fault> {
 fn version_id(id: &[u8], fingerprint: &Fingerprint) -> Result<VersionId, Error> {
     let name = match id {
         [] => format!("fp-{:.16}", fingerprint.to_string()),
-        id => id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        id => hex(id),
     };
     VersionId::parse(&name).ok_or_else(|| {
         Error::new(Reason::BackendMisconfigured, "a key's CKA_ID is longer than 64 bytes")
     })
+}
+
+/// How a `CKA_ID` is written.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A `CK_DATE`: eight digits, or nothing. What is not a date is no limit that anyone

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use super::{
     Pkcs11Backend,
     fault::Fault,
-    keys,
+    keys, mechanism,
     raw::Mechanism,
     worker::{Seat, Terms},
 };
@@ -104,7 +104,7 @@ fn create(seat: &Seat<'_>, new: &NewKey) -> Result<String, Fault> {
     let generated = generate(seat, session, new, &id, keeps_dates(seat)?);
     let _best_effort = seat.library.close_session(session);
     generated?;
-    Ok(id.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(keys::hex(&id))
 }
 
 /// Whether the token keeps a date on a private object, tried on a throw-away one. A key
@@ -195,8 +195,7 @@ fn generate(
 /// milliseconds and 80 random bits, as in a UUID of version 7.
 fn new_id(now: SystemTime) -> Result<[u8; 16], Error> {
     let mut id = [0; 16];
-    aws_lc_rs::rand::fill(&mut id)
-        .map_err(|_| Error::new(Reason::Internal, "the operating system gave no random bytes"))?;
+    id.copy_from_slice(mechanism::random(16)?.expose());
     let millis = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     id[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
     Ok(id)

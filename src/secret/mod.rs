@@ -6,10 +6,14 @@
 //! Invariant: the whole allocation is wiped, not only the bytes in use, because a
 //! `Vec` that was truncated still holds the rest.
 
+mod slab;
+
 use std::fmt;
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
+
+pub use slab::{SLOT_BYTES, Shelf, shelves};
 
 /// Bytes that are wiped when dropped.
 pub struct Secret(Zeroizing<Vec<u8>>);

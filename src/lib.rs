@@ -36,7 +36,15 @@ pub mod observe;
 #[cfg(feature = "server")]
 pub mod backend;
 
-// rank 5: use cases (rank 4, what stands around a backend, comes with its issue)
+// rank 4: around it
+#[cfg(feature = "server")]
+pub mod carriers;
+#[cfg(feature = "server")]
+pub mod lanes;
+#[cfg(feature = "server")]
+pub mod lease;
+
+// rank 5: use cases
 #[cfg(feature = "server")]
 pub mod engine;
 

@@ -25,6 +25,10 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     ("observe", 2, &["error", "op", "auth"]),
     // the seam
     ("backend", 3, &["secret", "error", "kek"]),
+    // around it
+    ("carriers", 4, &["kek"]),
+    ("lanes", 4, &["error"]),
+    ("lease", 4, &[]),
     // use cases
     ("engine", 5, &["secret", "error", "op", "kek", "auth", "envelope", "observe", "backend"]),
     // edges

@@ -38,6 +38,8 @@ pub mod backend;
 
 // rank 4: around it
 #[cfg(feature = "server")]
+pub mod cache;
+#[cfg(feature = "server")]
 pub mod carriers;
 #[cfg(feature = "server")]
 pub mod lanes;

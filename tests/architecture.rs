@@ -26,6 +26,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     // the seam
     ("backend", 3, &["secret", "error", "kek"]),
     // around it
+    ("cache", 4, &["secret", "error", "op", "kek", "envelope", "observe"]),
     ("carriers", 4, &["kek"]),
     ("lanes", 4, &["error"]),
     ("lease", 4, &[]),

@@ -1,0 +1,214 @@
+//! Which entry has to go when a shard is full: S3-FIFO (Yang et al., SOSP 2023).
+//!
+//! A newcomer waits in a small queue, a tenth of the shard, and is let into the main
+//! queue only if it was used again meanwhile, or if it comes back soon after it was put
+//! out of the small one (then a *ghost* of it is remembered). So a scan, such as a backup
+//! that reads every file once, passes through the small queue and leaves the main one
+//! alone. `benches/eviction.rs` replays such traces against FIFO, LRU and CLOCK.
+//!
+//! It knows slots by number and ghosts by 32 bits of a hash. It holds no key, no secret
+//! and no time.
+//!
+//! Invariants: a slot is in at most one queue, once; ghosts are at most as many as slots.
+
+use hashbrown::{HashTable, hash_table::Entry};
+
+const NONE: u32 = u32::MAX;
+
+/// Uses beyond this many count no more.
+const USES_MAX: u8 = 3;
+
+/// Uses in the small queue that open the main one. One is not enough: a read and the
+/// read-ahead of it come as a pair.
+const USES_TO_STAY: u8 = 2;
+
+/// The queues of one shard.
+pub(super) struct Policy {
+    /// By slot.
+    nodes: Vec<Node>,
+    small: Queue,
+    main: Queue,
+    small_max: u32,
+    ghosts: Ghosts,
+}
+
+#[derive(Clone, Copy)]
+struct Node {
+    newer: u32,
+    older: u32,
+    place: Place,
+    uses: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Nowhere,
+    Small,
+    Main,
+}
+
+struct Queue {
+    newest: u32,
+    oldest: u32,
+    len: u32,
+}
+
+impl Policy {
+    /// For a shard of `slots` slots.
+    pub(super) fn new(slots: u32) -> Self {
+        let empty = || Queue { newest: NONE, oldest: NONE, len: 0 };
+        Self {
+            nodes: Vec::new(),
+            small: empty(),
+            main: empty(),
+            small_max: (slots / 10).max(1),
+            ghosts: Ghosts::new(slots),
+        }
+    }
+
+    /// Takes in a slot that is in no queue. `print` is the hash by which its entry would
+    /// be remembered.
+    pub(super) fn admit(&mut self, slot: u32, print: u32) {
+        if slot as usize >= self.nodes.len() {
+            let nowhere = Node { newer: NONE, older: NONE, place: Place::Nowhere, uses: 0 };
+            self.nodes.resize(slot as usize + 1, nowhere);
+        }
+        debug_assert!(self.nodes[slot as usize].place == Place::Nowhere, "{slot} is in a queue");
+        let place = if self.ghosts.take(print) { Place::Main } else { Place::Small };
+        self.push(slot, place);
+    }
+
+    /// Counts a use.
+    pub(super) fn touch(&mut self, slot: u32) {
+        let node = &mut self.nodes[slot as usize];
+        node.uses = (node.uses + 1).min(USES_MAX);
+    }
+
+    /// Lets go of a slot whose entry is gone for another reason than room.
+    pub(super) fn remove(&mut self, slot: u32) {
+        self.unlink(slot);
+    }
+
+    /// The slot that has to go; it is in no queue any more. `None` if there is none.
+    pub(super) fn evict(&mut self, print_of: impl Fn(u32) -> u32) -> Option<u32> {
+        // It ends: each turn takes an entry out of the small queue for good, or a use
+        // off an entry of the main one.
+        loop {
+            let slot = if self.small.len > self.small_max || self.main.len == 0 {
+                self.small.oldest
+            } else {
+                self.main.oldest
+            };
+            if slot == NONE {
+                return None;
+            }
+            let Node { place, uses, .. } = self.nodes[slot as usize];
+            self.unlink(slot);
+            match (place, uses) {
+                (Place::Small, USES_TO_STAY..) => self.push(slot, Place::Main),
+                (Place::Main, 1..) => {
+                    self.push(slot, Place::Main);
+                    self.nodes[slot as usize].uses = uses - 1;
+                }
+                (Place::Small, _) => {
+                    self.ghosts.remember(print_of(slot));
+                    return Some(slot);
+                }
+                _ => return Some(slot),
+            }
+        }
+    }
+
+    fn queue(&mut self, place: Place) -> &mut Queue {
+        if place == Place::Small { &mut self.small } else { &mut self.main }
+    }
+
+    /// Puts a slot at the new end of a queue, with no use yet.
+    fn push(&mut self, slot: u32, place: Place) {
+        let queue = self.queue(place);
+        let second = std::mem::replace(&mut queue.newest, slot);
+        queue.len += 1;
+        if second == NONE {
+            queue.oldest = slot;
+        } else {
+            self.nodes[second as usize].newer = slot;
+        }
+        self.nodes[slot as usize] = Node { newer: NONE, older: second, place, uses: 0 };
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Node { newer, older, place, .. } = self.nodes[slot as usize];
+        debug_assert!(place != Place::Nowhere, "{slot} is in no queue");
+        let queue = self.queue(place);
+        queue.len -= 1;
+        if newer == NONE {
+            queue.newest = older;
+        }
+        if older == NONE {
+            queue.oldest = newer;
+        }
+        if newer != NONE {
+            self.nodes[newer as usize].older = older;
+        }
+        if older != NONE {
+            self.nodes[older as usize].newer = newer;
+        }
+        self.nodes[slot as usize].place = Place::Nowhere;
+    }
+}
+
+/// Hashes of entries that were put out of the small queue, the last `max` of them.
+struct Ghosts {
+    /// A ring: the oldest is overwritten first.
+    prints: Vec<u32>,
+    /// Positions in `prints`, by what stands there.
+    index: HashTable<u32>,
+    next: u32,
+    max: u32,
+}
+
+impl Ghosts {
+    fn new(max: u32) -> Self {
+        Self { prints: Vec::new(), index: HashTable::new(), next: 0, max }
+    }
+
+    fn remember(&mut self, print: u32) {
+        if self.max == 0 {
+            return;
+        }
+        let at = self.next;
+        self.next = (self.next + 1) % self.max;
+        if let Some(&oldest) = self.prints.get(at as usize) {
+            // It may have been taken, and even be remembered again at another place.
+            if let Ok(entry) = self.index.find_entry(spread(oldest), |&other| other == at) {
+                entry.remove();
+            }
+            self.prints[at as usize] = print;
+        } else {
+            self.prints.push(print);
+        }
+        let prints = &self.prints;
+        let hash = |&at: &u32| spread(prints[at as usize]);
+        match self.index.entry(spread(print), |&other| prints[other as usize] == print, hash) {
+            Entry::Occupied(mut twin) => *twin.get_mut() = at,
+            Entry::Vacant(vacant) => drop(vacant.insert(at)),
+        }
+    }
+
+    /// Forgets a ghost and says whether there was one.
+    fn take(&mut self, print: u32) -> bool {
+        let prints = &self.prints;
+        match self.index.find_entry(spread(print), |&at| prints[at as usize] == print) {
+            Ok(entry) => {
+                entry.remove();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// 64 bits for the table out of 32 that are random already.
+fn spread(print: u32) -> u64 {
+    u64::from(print).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_CLIENT").is_none() {
         return Ok(());
     }
-    let descriptors = protox::compile(["keyward/v1/keywrap.proto"], ["proto"])?;
+    let descriptors =
+        protox::compile(["keyward/v1/keywrap.proto", "keyward/v1/admin.proto"], ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("keyward.v1.descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     let mut prost = tonic_prost_build::Config::new();

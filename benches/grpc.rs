@@ -41,7 +41,7 @@ impl KeyWrap for Echo {
         &self,
         _: Request<wire::UnwrapRequest>,
     ) -> Result<Response<wire::UnwrapResponse>, Status> {
-        Ok(Response::new(wire::UnwrapResponse { dek: vec![7; 32] }))
+        Ok(Response::new(wire::UnwrapResponse { dek: vec![7; 32], cache: 1 }))
     }
 
     async fn wrap(

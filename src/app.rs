@@ -24,11 +24,12 @@ use tracing::{error, info, warn};
 
 use crate::{
     backend::{Backend, pkcs11::Pkcs11Backend},
-    config::{BackendConfig, Config, KekConfig},
+    cache::Cache,
+    config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
     error::{Error, Reason},
     kek::KekName,
-    observe,
+    observe, secret,
     server::{self, SetupError},
 };
 
@@ -80,7 +81,10 @@ async fn run(config: Config) -> Result<(), StartError> {
         opened = opening => opened
             .map_err(|error| StartError::new("cannot open the backends", error))??,
     };
-    let engine = Arc::new(Engine::new(kek_specs(&config.keks, &backends)));
+    let keks = kek_specs(&config.keks, &backends);
+    let cache = build_cache(&config.cache)?;
+    let engine = Engine::new(keks, config.cache.terms, Arc::new(cache), Arc::default());
+    let engine = Arc::new(engine);
     let policy = Arc::new(ArcSwap::from_pointee(config.policy));
     let (ready, is_ready) = watch::channel(false);
     let (give_up, gave_up) = oneshot::channel();
@@ -99,7 +103,7 @@ async fn run(config: Config) -> Result<(), StartError> {
                 info!("ready");
             };
             // Those that are proven stay so, however long the rest takes.
-            let keep_proven = engine::keep_proven(Arc::clone(&engine), config.lease_interval);
+            let keep_proven = engine::keep_proven(Arc::clone(&engine));
             tokio::join!(get_ready, keep_proven);
         }
     });
@@ -125,6 +129,16 @@ async fn run(config: Config) -> Result<(), StartError> {
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Takes the memory for cached DEKs.
+fn build_cache(config: &CacheConfig) -> Result<Cache, StartError> {
+    let CacheConfig { settings, allow_unlocked, .. } = *config;
+    let (count, slots) = Cache::layout(settings.capacity);
+    let shelves = secret::shelves(count, slots);
+    let _ = allow_unlocked;
+    Cache::new(settings, shelves, Instant::now())
+        .map_err(|error| StartError::of("cannot make the DEK cache".to_owned(), &error))
 }
 
 /// Blocks for as long as the devices take.

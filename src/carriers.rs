@@ -41,7 +41,19 @@ pub struct Carrier(Arc<Entry>);
 
 struct Entry {
     keks: RwLock<Vec<KekName>>,
-    closing: watch::Sender<bool>,
+    closing: watch::Sender<Urgency>,
+}
+
+/// Whether a carrier may go on. It only ever gets more urgent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// It may.
+    #[default]
+    None,
+    /// It is to end, in its own time.
+    End,
+    /// It is to end now: its buffers must be wiped.
+    Wipe,
 }
 
 /// Keeps a carrier in the register until it is dropped.
@@ -76,7 +88,7 @@ impl Carriers {
         let mut waiting: Vec<u64> = Vec::new();
         for (id, carrier) in self.open().iter() {
             if carrier.carries(kek) {
-                carrier.close();
+                carrier.close(Urgency::Wipe);
                 waiting.push(*id);
             }
         }
@@ -106,7 +118,10 @@ impl Carriers {
 impl Carrier {
     /// A carrier that no register knows: what never was a connection.
     pub fn new() -> Self {
-        Self(Arc::new(Entry { keks: RwLock::default(), closing: watch::Sender::new(false) }))
+        Self(Arc::new(Entry {
+            keks: RwLock::default(),
+            closing: watch::Sender::new(Urgency::None),
+        }))
     }
 
     /// Marks it: from here on a DEK of `kek` may be in its buffers.
@@ -120,13 +135,17 @@ impl Carrier {
         }
     }
 
-    /// Tells it to close.
-    pub fn close(&self) {
-        self.0.closing.send_replace(true);
+    /// Tells it to end.
+    pub fn close(&self, urgency: Urgency) {
+        self.0.closing.send_if_modified(|now| {
+            let more = *now < urgency;
+            *now = (*now).max(urgency);
+            more
+        });
     }
 
-    /// Turns true when it is to close.
-    pub fn closing(&self) -> watch::Receiver<bool> {
+    /// Tells when it is to end.
+    pub fn closing(&self) -> watch::Receiver<Urgency> {
         self.0.closing.subscribe()
     }
 
@@ -179,7 +198,7 @@ mod tests {
         keks.iter().for_each(|name| registration.carrier().mark(&kek(name)));
         tokio::spawn(async move {
             let mut closing = registration.carrier().closing();
-            closing.wait_for(|closing| *closing).await.expect("the entry lives");
+            closing.wait_for(|urgency| *urgency == Urgency::Wipe).await.expect("the entry lives");
             tokio::time::sleep(Duration::from_secs(1)).await;
         })
     }

@@ -36,6 +36,8 @@ pub enum Reason {
     KekExpired,
     /// Before the key's start date.
     KekNotYetValid,
+    /// An operator took the KEK away from this sidecar.
+    KekRevoked,
     /// No recent proof that the key works.
     KekUnproven,
     /// The policy does not allow it.
@@ -52,6 +54,8 @@ pub enum Reason {
     DeadlineExceeded,
     /// The sidecar is draining.
     ShuttingDown,
+    /// The sidecar closes the connection, and the stream with it.
+    ConnectionEnding,
     /// A defect of the sidecar.
     Internal,
 }
@@ -78,7 +82,7 @@ pub enum Retry {
 
 impl Reason {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::RequestInvalid,
         Self::DekLengthInvalid,
         Self::ContextTooLong,
@@ -90,6 +94,7 @@ impl Reason {
         Self::KekDisabled,
         Self::KekExpired,
         Self::KekNotYetValid,
+        Self::KekRevoked,
         Self::KekUnproven,
         Self::PermissionDenied,
         Self::ContextRequired,
@@ -98,6 +103,7 @@ impl Reason {
         Self::Overloaded,
         Self::DeadlineExceeded,
         Self::ShuttingDown,
+        Self::ConnectionEnding,
         Self::Internal,
     ];
 
@@ -115,6 +121,7 @@ impl Reason {
             Self::KekDisabled => "KEK_DISABLED",
             Self::KekExpired => "KEK_EXPIRED",
             Self::KekNotYetValid => "KEK_NOT_YET_VALID",
+            Self::KekRevoked => "KEK_REVOKED",
             Self::KekUnproven => "KEK_UNPROVEN",
             Self::PermissionDenied => "PERMISSION_DENIED",
             Self::ContextRequired => "CONTEXT_REQUIRED",
@@ -123,6 +130,7 @@ impl Reason {
             Self::Overloaded => "OVERLOADED",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::ConnectionEnding => "CONNECTION_ENDING",
             Self::Internal => "INTERNAL",
         }
     }
@@ -141,10 +149,13 @@ impl Reason {
             | Self::PermissionDenied
             | Self::ContextRequired
             | Self::DeadlineExceeded => Origin::Caller,
-            Self::Overloaded | Self::ShuttingDown | Self::Internal => Origin::Sidecar,
+            Self::Overloaded | Self::ShuttingDown | Self::ConnectionEnding | Self::Internal => {
+                Origin::Sidecar
+            }
             Self::KekDisabled
             | Self::KekExpired
             | Self::KekNotYetValid
+            | Self::KekRevoked
             | Self::KekUnproven
             | Self::BackendUnreachable
             | Self::BackendMisconfigured => Origin::Backend,
@@ -159,6 +170,7 @@ impl Reason {
                 | Self::Overloaded
                 | Self::DeadlineExceeded
                 | Self::ShuttingDown
+                | Self::ConnectionEnding
                 | Self::Internal
         )
     }
@@ -170,6 +182,7 @@ impl Reason {
             Self::KekUnproven => Retry::After(Duration::from_millis(250)),
             Self::Overloaded => Retry::After(Duration::from_millis(100)),
             Self::ShuttingDown => Retry::After(Duration::from_millis(500)),
+            Self::ConnectionEnding => Retry::After(Duration::from_millis(10)),
             _ => Retry::Never,
         }
     }

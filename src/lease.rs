@@ -80,7 +80,7 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
 fn millis(at: Instant) -> u64 {
     let since = at.saturating_duration_since(*EPOCH).as_millis();
     // Far enough from the end of the range that nothing below overflows.
-    u64::try_from(since).unwrap_or(u64::MAX).min(u64::MAX >> 8).max(1)
+    u64::try_from(since).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 8)
 }
 
 fn span(duration: Duration) -> u64 {

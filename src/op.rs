@@ -35,6 +35,8 @@ pub enum Op {
     Rewrap,
     /// Read what the sidecar knows of a KEK.
     Describe,
+    /// Wipe the cached DEKs of a KEK. For operators.
+    Purge,
 }
 
 /// How loudly an operation is recorded.
@@ -58,17 +60,20 @@ pub struct OpSpec {
     /// Whether sending it twice does no harm. Wrap and generate leave nothing
     /// behind in the sidecar, so all of today's operations are.
     pub idempotent: bool,
+    /// Whether a plaintext DEK goes over the caller's connection, in or out.
+    pub carries_dek: bool,
     /// How loudly it is recorded.
     pub audit: Audit,
 }
 
 /// The table.
-pub const OPS: [OpSpec; 5] = [
+pub const OPS: [OpSpec; 6] = [
     OpSpec {
         op: Op::Wrap,
         name: "wrap",
         deadline: SECONDS_10,
         idempotent: true,
+        carries_dek: true,
         audit: Audit::Always,
     },
     OpSpec {
@@ -76,6 +81,7 @@ pub const OPS: [OpSpec; 5] = [
         name: "unwrap",
         deadline: SECONDS_10,
         idempotent: true,
+        carries_dek: true,
         audit: Audit::Always,
     },
     OpSpec {
@@ -83,6 +89,7 @@ pub const OPS: [OpSpec; 5] = [
         name: "generate",
         deadline: SECONDS_10,
         idempotent: true,
+        carries_dek: true,
         audit: Audit::Always,
     },
     OpSpec {
@@ -90,6 +97,7 @@ pub const OPS: [OpSpec; 5] = [
         name: "rewrap",
         deadline: SECONDS_30,
         idempotent: true,
+        carries_dek: false,
         audit: Audit::Always,
     },
     OpSpec {
@@ -97,7 +105,16 @@ pub const OPS: [OpSpec; 5] = [
         name: "describe",
         deadline: SECONDS_10,
         idempotent: true,
+        carries_dek: false,
         audit: Audit::Failures,
+    },
+    OpSpec {
+        op: Op::Purge,
+        name: "purge",
+        deadline: SECONDS_30,
+        idempotent: true,
+        carries_dek: false,
+        audit: Audit::Always,
     },
 ];
 
@@ -114,6 +131,11 @@ impl Op {
     /// The name in policies, logs and metrics.
     pub fn name(self) -> &'static str {
         self.spec().name
+    }
+
+    /// Whether a plaintext DEK goes over the caller's connection, in or out.
+    pub fn carries_dek(self) -> bool {
+        self.spec().carries_dek
     }
 
     /// The operation of that name.
@@ -138,6 +160,6 @@ mod tests {
             assert_eq!(spec.op.spec().name, spec.name);
             assert_eq!(Op::from_name(spec.name), Some(spec.op));
         }
-        assert_eq!(Op::from_name("purge"), None);
+        assert_eq!(Op::from_name("revoke"), None);
     }
 }

@@ -116,13 +116,14 @@ mod tests {
         let dek = b"0123456789abcdef".to_vec();
         let printed = [
             format!("{:?}", WrapRequest { kek: String::new(), dek: dek.clone(), context: vec![] }),
-            format!("{:?}", UnwrapResponse { dek: dek.clone() }),
+            format!("{:?}", UnwrapResponse { dek: dek.clone(), ..Default::default() }),
             format!("{:?}", GenerateDekResponse { dek: dek.clone(), wrapped: None }),
             format!(
                 "{:?}",
                 UnwrapStreamResponse {
                     id: 1,
-                    outcome: Some(unwrap_stream_response::Outcome::Dek(dek.clone()))
+                    outcome: Some(unwrap_stream_response::Outcome::Dek(dek.clone())),
+                    ..Default::default()
                 }
             ),
         ];

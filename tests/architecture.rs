@@ -31,15 +31,40 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     ("lanes", 4, &["error"]),
     ("lease", 4, &[]),
     // use cases
-    ("engine", 5, &["secret", "error", "op", "kek", "auth", "envelope", "observe", "backend"]),
+    (
+        "engine",
+        5,
+        &[
+            "secret", "error", "op", "kek", "auth", "envelope", "observe", "backend", "cache",
+            "carriers", "lanes", "lease",
+        ],
+    ),
     // edges
     ("wire", 6, &[]),
-    ("api", 6, &["wire", "engine", "observe", "auth", "envelope", "kek", "op", "secret", "error"]),
-    ("server", 6, &["api", "wire", "engine", "observe", "auth", "op", "error"]),
+    (
+        "api",
+        6,
+        &[
+            "wire", "engine", "carriers", "lanes", "observe", "auth", "envelope", "kek", "op",
+            "secret", "error",
+        ],
+    ),
+    ("server", 6, &["api", "wire", "engine", "carriers", "observe", "auth", "op", "error"]),
     ("client", 6, &["wire", "op", "secret", "error"]),
     // assembly: may import everything below it
-    ("config", 7, &["server", "backend", "observe", "auth", "kek", "op", "error"]),
-    ("app", 7, &["config", "server", "engine", "backend", "observe", "auth", "kek", "error"]),
+    (
+        "config",
+        7,
+        &["server", "backend", "cache", "lease", "observe", "auth", "kek", "op", "error"],
+    ),
+    (
+        "app",
+        7,
+        &[
+            "config", "server", "engine", "backend", "cache", "observe", "auth", "kek", "secret",
+            "error",
+        ],
+    ),
     (
         "cli",
         7,

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use crate::{
-    engine::{KekDescription, VersionDescription},
+    engine::{KekDescription, Source, VersionDescription},
     envelope::{Dek, WrappedDek},
     kek::{Algorithm, Assurance, PublicKey, State, VersionInfo},
     wire,
@@ -21,6 +21,14 @@ pub(super) enum PublicKeys {
 /// The bytes of a DEK, moved into a message that wipes itself.
 pub(super) fn dek(dek: Dek) -> Vec<u8> {
     dek.into_secret().into_wiped_elsewhere()
+}
+
+pub(super) fn cache_outcome(source: Source) -> wire::CacheOutcome {
+    match source {
+        Source::Cache => wire::CacheOutcome::Hit,
+        Source::Backend => wire::CacheOutcome::Miss,
+        Source::Shared => wire::CacheOutcome::Shared,
+    }
 }
 
 pub(super) fn wrapped(wrapped: WrappedDek) -> wire::WrappedDek {

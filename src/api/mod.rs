@@ -4,11 +4,11 @@
 //! -> engine -> encode. Authorising comes before the rest is looked at, so that a
 //! stranger learns nothing but the refusal.
 //!
-//! It knows no listener, no TLS and no backend. Whoever serves it puts an
-//! `Arc<Identity>` into the extensions of every request; without one a request is
-//! refused. What reaches the engine is recorded by the engine, what is refused
+//! It knows no listener, no TLS and no backend. Whoever serves it puts a [`Peer`] into
+//! the extensions of every request; without one a request is refused. What reaches the engine is recorded by the engine, what is refused
 //! before is recorded here.
 
+mod admin;
 mod deadline;
 mod decode;
 mod encode;
@@ -26,36 +26,53 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 pub use finish::{finish, unknown_method};
+pub use peer::Peer;
 
 use crate::{
     auth::{Identity, Permit, Policy},
-    engine::{Engine, Rewrapped},
-    envelope::{Context, Dek},
+    engine::{Engine, Rewrapped, Unwrapped},
+    envelope::Context,
     error::{Error, Reason},
     kek::KekName,
+    lanes::Lane,
     observe::{self, Record},
     op::{MESSAGE_MAX_BYTES, Op},
-    wire::{self, key_wrap_server::KeyWrapServer},
+    wire::{self, admin_server::AdminServer, key_wrap_server::KeyWrapServer},
 };
 
 /// Room that a list leaves for what is not KEKs: tags, lengths, `more`.
 const LIST_SLACK_BYTES: usize = 64;
 
-/// The KeyWrap service, to be served. `draining` turns true when the sidecar is
-/// about to stop: streams then end.
-pub fn service(
+/// The services, to be served.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// For storage nodes.
+    pub key_wrap: KeyWrapServer<Api>,
+    /// For operators.
+    pub admin: AdminServer<Api>,
+}
+
+/// The services. `draining` turns true when the sidecar is about to stop: streams then
+/// end.
+pub fn services(
     engine: Arc<Engine>,
     policy: Arc<ArcSwap<Policy>>,
     draining: watch::Receiver<bool>,
-) -> KeyWrapServer<KeyWrap> {
-    KeyWrapServer::new(KeyWrap { engine, policy, draining })
-        .max_decoding_message_size(MESSAGE_MAX_BYTES)
-        .max_encoding_message_size(MESSAGE_MAX_BYTES)
+) -> Services {
+    let api = Api { engine, policy, draining };
+    Services {
+        key_wrap: KeyWrapServer::new(api.clone())
+            .max_decoding_message_size(MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(MESSAGE_MAX_BYTES),
+        admin: AdminServer::new(api)
+            .max_decoding_message_size(MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(MESSAGE_MAX_BYTES),
+    }
 }
 
-/// The KeyWrap service. Cheap to clone.
+/// What answers. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct KeyWrap {
+pub struct Api {
     engine: Arc<Engine>,
     /// Swapped whole when the configuration is reloaded; read once for each request
     /// and each item of a stream.
@@ -66,16 +83,19 @@ pub struct KeyWrap {
 /// One unary call, or one item of a stream.
 struct Call {
     op: Op,
-    who: Arc<Identity>,
+    peer: Peer,
+    /// Whether somebody waits for this one answer.
+    lane: Lane,
     deadline: Instant,
 }
 
 impl Call {
     fn unary<T>(op: Op, request: &Request<T>) -> Result<Self, Error> {
-        let who = peer::identity(request.extensions())?;
-        let given = deadline::given(request.metadata(), Instant::now());
-        let given = on_record(op, &who, "-", Instant::now(), given)?;
-        Ok(Self { op, who, deadline: deadline::of_call(op, given, Instant::now()) })
+        let peer = peer::peer(request.extensions())?;
+        let now = Instant::now();
+        let given = deadline::given(request.metadata(), now);
+        let given = on_record(op, peer.who(), "-", now, given)?;
+        Ok(Self { op, peer, lane: Lane::Front, deadline: deadline::of_call(op, given, now) })
     }
 }
 
@@ -94,7 +114,7 @@ fn on_record<T>(
     result
 }
 
-impl KeyWrap {
+impl Api {
     /// Authorises `call` for the KEK called `kek`, then decodes the rest of its request.
     fn admit<T>(
         &self,
@@ -105,12 +125,16 @@ impl KeyWrap {
         let started = Instant::now();
         let name = KekName::parse(kek);
         let admitted = name.as_ref().ok_or_else(decode::not_a_kek_name).and_then(|name| {
-            let permit = self.policy.load().permit(&call.who, call.op, name)?;
+            let permit = self.policy.load().permit(call.peer.who(), call.op, name)?;
+            // Before anything of the KEK is looked at, so that no DEK goes unnoticed.
+            if call.op.carries_dek() {
+                call.peer.carries(name);
+            }
             Ok((permit, decode(name)?))
         });
         // Only what is a name may be logged: anything else is a stranger's text.
         let kek = name.as_ref().map_or("-", KekName::as_str);
-        on_record(call.op, &call.who, kek, started, admitted)
+        on_record(call.op, call.peer.who(), kek, started, admitted)
     }
 
     async fn unwrap_one(
@@ -118,13 +142,13 @@ impl KeyWrap {
         call: &Call,
         wrapped: Option<wire::WrappedDek>,
         context: &[u8],
-    ) -> Result<Dek, Error> {
+    ) -> Result<Unwrapped, Error> {
         let mut wrapped = wrapped.unwrap_or_default();
         let (permit, (wrapped, context)) =
             self.admit(call, &mem::take(&mut wrapped.kek), |kek| {
                 Ok((decode::wrapped(kek, wrapped)?, Context::parse(context)?))
             })?;
-        self.engine.unwrap(permit, &wrapped, &context, call.deadline).await
+        self.engine.unwrap(permit, &wrapped, &context, call.lane, call.deadline).await
     }
 
     async fn rewrap_one(
@@ -145,7 +169,7 @@ impl KeyWrap {
 }
 
 #[async_trait]
-impl wire::key_wrap_server::KeyWrap for KeyWrap {
+impl wire::key_wrap_server::KeyWrap for Api {
     async fn wrap(
         &self,
         request: Request<wire::WrapRequest>,
@@ -166,8 +190,9 @@ impl wire::key_wrap_server::KeyWrap for KeyWrap {
     ) -> Result<Response<wire::UnwrapResponse>, Status> {
         let call = Call::unary(Op::Unwrap, &request)?;
         let wire::UnwrapRequest { wrapped, context } = request.into_inner();
-        let dek = self.unwrap_one(&call, wrapped, &context).await?;
-        Ok(Response::new(wire::UnwrapResponse { dek: encode::dek(dek) }))
+        let Unwrapped { dek, source } = self.unwrap_one(&call, wrapped, &context).await?;
+        let cache = encode::cache_outcome(source).into();
+        Ok(Response::new(wire::UnwrapResponse { dek: encode::dek(dek), cache }))
     }
 
     type UnwrapStreamStream = BoxStream<'static, Result<wire::UnwrapStreamResponse, Status>>;
@@ -238,7 +263,7 @@ impl wire::key_wrap_server::KeyWrap for KeyWrap {
         let mut room = MESSAGE_MAX_BYTES - LIST_SLACK_BYTES;
         for name in self.engine.names().filter(|name| *name.as_str() > *after) {
             // What the caller may not describe is not there for it.
-            let Ok(permit) = self.policy.load().permit(&call.who, call.op, name) else {
+            let Ok(permit) = self.policy.load().permit(call.peer.who(), call.op, name) else {
                 continue;
             };
             let kek = encode::kek(&self.engine.describe(permit)?, encode::PublicKeys::Without);
@@ -255,6 +280,12 @@ impl wire::key_wrap_server::KeyWrap for KeyWrap {
         }
         Ok(Response::new(response))
     }
+}
+
+/// What a stream is told whose connection is about to end.
+fn connection_ending() -> Error {
+    Error::new(Reason::ConnectionEnding, "the sidecar closes this connection")
+        .with_fix("open the stream again; it will be on another connection")
 }
 
 /// What a caller is told who comes when the sidecar is about to stop.

@@ -1,21 +1,54 @@
-//! Who sent a request.
+//! Who sent a request, and over which connection.
 //!
-//! There is no anonymous caller: a request without an identity is refused, even
-//! though no listener lets a connection without one through.
+//! There is no anonymous caller: a request without a peer is refused, even though no
+//! listener lets a connection without an identity through.
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tonic::Extensions;
 use tracing::error;
 
 use crate::{
     auth::Identity,
+    carriers::{Carrier, Urgency},
     error::{Error, Reason},
+    kek::KekName,
 };
 
-/// The identity that the server put beside the request.
-pub(super) fn identity(extensions: &Extensions) -> Result<Arc<Identity>, Error> {
-    extensions.get::<Arc<Identity>>().cloned().ok_or_else(|| {
+/// What the server puts beside every request: the other end of its connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    who: Arc<Identity>,
+    carrier: Carrier,
+}
+
+impl Peer {
+    /// The peer of a connection.
+    pub fn new(who: Identity, carrier: Carrier) -> Self {
+        Self { who: Arc::new(who), carrier }
+    }
+
+    /// Who it is.
+    pub(super) fn who(&self) -> &Arc<Identity> {
+        &self.who
+    }
+
+    /// Notes that a DEK of `kek` may come or go over the connection. To be called before
+    /// the engine is.
+    pub(super) fn carries(&self, kek: &KekName) {
+        self.carrier.mark(kek);
+    }
+
+    /// Tells when the connection is about to end, and streams with it.
+    pub(super) fn closing(&self) -> watch::Receiver<Urgency> {
+        self.carrier.closing()
+    }
+}
+
+/// The peer that the server put beside the request.
+pub(super) fn peer(extensions: &Extensions) -> Result<Peer, Error> {
+    extensions.get::<Peer>().cloned().ok_or_else(|| {
         error!("a request came without an identity: the listener has a defect");
         Error::new(Reason::PermissionDenied, "the caller is not known")
     })
@@ -27,14 +60,14 @@ mod tests {
 
     #[test]
     fn a_request_without_an_identity_is_refused() {
-        let refusal = identity(&Extensions::new()).unwrap_err();
+        let refusal = peer(&Extensions::new()).unwrap_err();
         assert_eq!(refusal.reason(), Reason::PermissionDenied);
     }
 
     #[test]
     fn the_identity_is_the_one_that_the_server_gave() {
         let mut extensions = Extensions::new();
-        extensions.insert(Arc::new(Identity::Unix { uid: 7, gid: 8 }));
-        assert_eq!(*identity(&extensions).unwrap(), Identity::Unix { uid: 7, gid: 8 });
+        extensions.insert(Peer::new(Identity::Unix { uid: 7, gid: 8 }, Carrier::new()));
+        assert_eq!(**peer(&extensions).unwrap().who(), Identity::Unix { uid: 7, gid: 8 });
     }
 }

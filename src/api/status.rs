@@ -33,12 +33,14 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::KekDisabled
         | Reason::KekExpired
         | Reason::KekNotYetValid
+        | Reason::KekRevoked
         | Reason::BackendMisconfigured => Code::FailedPrecondition,
         Reason::KekNotFound | Reason::KekVersionNotFound => Code::NotFound,
         Reason::PermissionDenied | Reason::ContextRequired => Code::PermissionDenied,
-        Reason::KekUnproven | Reason::BackendUnreachable | Reason::ShuttingDown => {
-            Code::Unavailable
-        }
+        Reason::KekUnproven
+        | Reason::BackendUnreachable
+        | Reason::ShuttingDown
+        | Reason::ConnectionEnding => Code::Unavailable,
         Reason::Overloaded => Code::ResourceExhausted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::Internal => Code::Internal,

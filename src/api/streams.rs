@@ -8,7 +8,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -21,10 +20,14 @@ use futures_util::{
 use tokio::{sync::watch, time::sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Call, KeyWrap, deadline, encode, finish, on_record, peer, shutting_down};
+use super::{
+    Api, Call, Peer, connection_ending, deadline, encode, finish, on_record, peer, shutting_down,
+};
 use crate::{
-    auth::Identity,
+    carriers::Urgency,
+    engine::Unwrapped,
     error::{Error, Reason},
+    lanes::Lane,
     op::{Op, REWRAP_STREAM_WINDOW, UNWRAP_STREAM_WINDOW},
     wire::{
         RewrapStreamRequest, RewrapStreamResponse, UnwrapStreamRequest, UnwrapStreamResponse,
@@ -35,7 +38,7 @@ use crate::{
 type Answers<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status>;
 
 pub(super) fn unwrap(
-    api: &KeyWrap,
+    api: &Api,
     request: Request<Streaming<UnwrapStreamRequest>>,
 ) -> Answers<UnwrapStreamResponse> {
     let caller = Caller::of(Op::Unwrap, &request)?;
@@ -45,11 +48,18 @@ pub(super) fn unwrap(
         let (api, call) = (api.clone(), caller.call());
         let work = async move {
             let UnwrapStreamRequest { id, wrapped, context } = item;
-            let outcome = match api.unwrap_one(&call, wrapped, &context).await {
-                Ok(dek) => unwrap_stream_response::Outcome::Dek(encode::dek(dek)),
-                Err(error) => unwrap_stream_response::Outcome::Error(error.into()),
-            };
-            UnwrapStreamResponse { id, outcome: Some(outcome) }
+            match api.unwrap_one(&call, wrapped, &context).await {
+                Ok(Unwrapped { dek, source }) => UnwrapStreamResponse {
+                    id,
+                    outcome: Some(unwrap_stream_response::Outcome::Dek(encode::dek(dek))),
+                    cache: encode::cache_outcome(source).into(),
+                },
+                Err(error) => UnwrapStreamResponse {
+                    id,
+                    outcome: Some(unwrap_stream_response::Outcome::Error(error.into())),
+                    ..Default::default()
+                },
+            }
         };
         Box::pin(work) as BoxFuture<'static, _>
     };
@@ -59,7 +69,7 @@ pub(super) fn unwrap(
 }
 
 pub(super) fn rewrap(
-    api: &KeyWrap,
+    api: &Api,
     request: Request<Streaming<RewrapStreamRequest>>,
 ) -> Answers<RewrapStreamResponse> {
     let caller = Caller::of(Op::Rewrap, &request)?;
@@ -85,26 +95,28 @@ pub(super) fn rewrap(
 /// Who opened a stream, and until when it may go on.
 struct Caller {
     op: Op,
-    who: Arc<Identity>,
+    peer: Peer,
     deadline: Option<Instant>,
 }
 
 impl Caller {
     fn of<T>(op: Op, request: &Request<T>) -> Result<Self, Error> {
-        let who = peer::identity(request.extensions())?;
+        let peer = peer::peer(request.extensions())?;
         let given = deadline::given(request.metadata(), Instant::now());
-        let deadline = on_record(op, &who, "-", Instant::now(), given)?;
-        Ok(Self { op, who, deadline })
+        let deadline = on_record(op, peer.who(), "-", Instant::now(), given)?;
+        Ok(Self { op, peer, deadline })
     }
 
     fn call(&self) -> Call {
         let deadline = deadline::of_item(self.op, self.deadline, Instant::now());
-        Call { op: self.op, who: Arc::clone(&self.who), deadline }
+        // Many items wait on a stream: each lets a call pass that somebody waits for.
+        Call { op: self.op, peer: self.peer.clone(), lane: Lane::Back, deadline }
     }
 
     /// Resolves when the stream has to end although the client would go on.
     fn stop(&self, mut draining: watch::Receiver<bool>) -> BoxFuture<'static, Error> {
         let deadline = self.deadline;
+        let mut closing = self.peer.closing();
         Box::pin(async move {
             let late = async {
                 match deadline {
@@ -113,8 +125,11 @@ impl Caller {
                 }
             };
             tokio::select! {
+                // A drain ends connections too: it is the reason to tell.
+                biased;
                 // An `Err` says that the server is gone, which is a shutdown too.
                 _ = draining.wait_for(|draining| *draining) => shutting_down(),
+                _ = closing.wait_for(|urgency| *urgency != Urgency::None) => connection_ending(),
                 () = late => Error::new(Reason::DeadlineExceeded, "the stream's deadline passed"),
             }
         })
@@ -195,7 +210,10 @@ mod tests {
     use futures_util::stream;
     use std::{
         future::pending,
-        sync::atomic::{AtomicUsize, Ordering},
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
         task::Waker,
     };
     use tokio::{sync::Semaphore, task::yield_now};

@@ -94,11 +94,24 @@ pub trait Backend: Send + Sync + 'static {
     /// none.
     async fn random(&self, len: usize, deadline: Instant) -> Result<Option<Secret>, Error>;
 
+    /// How much work it takes.
+    fn room(&self) -> Room;
+
     /// What a security officer does on the backend itself, if it allows that.
     fn officer(&self) -> Option<&dyn Officer>;
 
     /// Stops work, ends sessions, releases the device. Calls after it fail.
     async fn close(&self);
+}
+
+/// How much work a backend takes. What is more waits in front of it, where the order
+/// can still be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Operations at once that keep it busy; more would only queue inside.
+    pub at_once: usize,
+    /// Operations that may wait.
+    pub waiting: usize,
 }
 
 /// Security officers' work: create and list keys.

@@ -9,6 +9,7 @@
 
 mod accounts;
 mod backend;
+mod cache;
 pub mod duration;
 mod example;
 mod fields;
@@ -26,11 +27,11 @@ use std::{
     fs::File,
     io::{self, Read},
     path::Path,
-    time::Duration,
 };
 
 pub use accounts::{Accounts, HostAccounts, NoAccounts};
 pub use backend::BackendConfig;
+pub use cache::CacheConfig;
 pub use example::example;
 pub use kek::KekConfig;
 pub use log::LogConfig;
@@ -54,8 +55,8 @@ pub struct Config {
     pub backends: Vec<BackendConfig>,
     /// At least one, in the order of the file; names are distinct, backends exist.
     pub keks: Vec<KekConfig>,
-    /// How often each KEK proves itself.
-    pub lease_interval: Duration,
+    /// What is kept of unwrapped DEKs, and under what proof.
+    pub cache: CacheConfig,
     /// Who may do what.
     pub policy: Policy,
 }
@@ -91,7 +92,7 @@ fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
     let server = document.single(&schema::SERVER);
     let server = server::read(&server, &document.single(&schema::LIMITS), accounts);
     let log = log::read(&document.single(&schema::LOG));
-    let lease_interval = document.single(&schema::LEASE).duration(&schema::INTERVAL);
+    let cache = cache::read(&document.single(&schema::CACHE), &document.single(&schema::LEASE));
     let backends = read_backends(document);
     let keks = kek::read(&document.repeated(&schema::KEK), &document.names(&schema::BACKEND));
     if !document.has(&schema::KEK) {
@@ -108,7 +109,7 @@ fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
         log: log?,
         backends: backends?,
         keks: keks?,
-        lease_interval: lease_interval?,
+        cache: cache?,
         policy: policy?,
     })
 }

@@ -101,15 +101,24 @@ impl Key {
 }
 
 /// The whole file, in the order of the example.
-pub(super) static SECTIONS: [&Section; 7] =
-    [&SERVER, &LOG, &BACKEND, &KEK, &LEASE, &LIMITS, &POLICY];
+pub(super) static SECTIONS: [&Section; 8] =
+    [&SERVER, &LOG, &BACKEND, &KEK, &CACHE, &LEASE, &LIMITS, &POLICY];
 
 pub(super) static SERVER: Section = Section {
     name: "server",
     form: Form::Single,
     shown: true,
     doc: "Where callers reach the sidecar: a Unix socket, TCP with mutual TLS, or both.",
-    keys: &[&SOCKET, &SOCKET_MODE, &SOCKET_OWNER, &SOCKET_GROUP, &LISTEN, &TLS, &DRAIN],
+    keys: &[
+        &SOCKET,
+        &SOCKET_MODE,
+        &SOCKET_OWNER,
+        &SOCKET_GROUP,
+        &LISTEN,
+        &TLS,
+        &CONNECTION_AGE,
+        &DRAIN,
+    ],
 };
 
 pub(super) static SOCKET: Key =
@@ -144,6 +153,12 @@ pub(super) static CERTIFICATE: Key =
     Key::required("certificate", Kind::Path, r#""tls/server.pem""#);
 pub(super) static TLS_KEY: Key = Key::required("key", Kind::Path, r#""tls/server.key""#);
 pub(super) static CLIENT_CA: Key = Key::required("client_ca", Kind::Path, r#""tls/ca.pem""#);
+
+pub(super) static CONNECTION_AGE: Key =
+    Key::default("connection_age", Kind::Duration { min: "1s", max: "24h" }, r#""10m""#).doc(
+        "How long a connection lives; clients open another without an error. It bounds how long\n\
+         a DEK can stay in the buffers of a connection that it went over.",
+    );
 
 pub(super) static DRAIN: Key =
     Key::default("drain", Kind::Duration { min: "0s", max: "10m" }, r#""20s""#)
@@ -250,6 +265,35 @@ pub(super) static ALGORITHM: Key = Key::default("algorithm", Kind::Text, r#""RSA
 pub(super) static MODE: Key = Key::default("mode", Kind::Text, r#""customer-managed""#)
     .doc("Who manages the key. This release has \"customer-managed\".");
 
+pub(super) static CACHE: Section = Section {
+    name: "cache",
+    form: Form::Single,
+    shown: false,
+    doc: "Unwrapped DEKs, kept in memory that is locked and wiped.",
+    keys: &[&CAPACITY, &TTL, &IDLE, &OUTAGE_GRACE, &ALLOW_UNLOCKED],
+};
+
+pub(super) static CAPACITY: Key =
+    Key::default("capacity", Kind::Number { min: 1, max: 16_777_216 }, "100000").doc(
+        "DEKs that are kept at most. Each takes 64 bytes of locked memory: for more than about\n\
+         130000 raise the limit (LimitMEMLOCK in a systemd unit, ulimit -l).",
+    );
+
+pub(super) static TTL: Key =
+    Key::default("ttl", Kind::Duration { min: "1s", max: "24h" }, r#""60m""#)
+        .doc("How long a DEK is kept at most, after which the HSM is asked again.");
+
+pub(super) static IDLE: Key =
+    Key::default("idle", Kind::Duration { min: "1s", max: "24h" }, r#""30m""#)
+        .doc("How long a DEK is kept that nobody asks for.");
+
+pub(super) static OUTAGE_GRACE: Key =
+    Key::default("outage_grace", Kind::Duration { min: "0s", max: "60m" }, r#""10m""#)
+        .doc("How long DEKs are served from memory while their backend cannot be reached.");
+
+pub(super) static ALLOW_UNLOCKED: Key = Key::default("allow_unlocked", Kind::Flag, "false")
+    .doc("Start even if the memory cannot be locked, so that DEKs may be written to swap.");
+
 pub(super) static LEASE: Section = Section {
     name: "lease",
     form: Form::Single,
@@ -259,8 +303,10 @@ pub(super) static LEASE: Section = Section {
 };
 
 pub(super) static INTERVAL: Key =
-    Key::default("interval", Kind::Duration { min: "1s", max: "10m" }, r#""30s""#)
-        .doc("How often each KEK proves itself by a private-key operation on its backend.");
+    Key::default("interval", Kind::Duration { min: "1s", max: "10m" }, r#""30s""#).doc(
+        "How long the proof is good that a KEK is allowed. It proves itself again before that,\n\
+by a private-key operation on its backend: within this time a revoked KEK is dark.",
+    );
 
 pub(super) static LIMITS: Section = Section {
     name: "limits",
@@ -294,7 +340,7 @@ pub(super) static WHO: Key = Key::required(
 
 pub(super) static MAY: Key =
     Key::required("may", Kind::Texts, r#"["wrap", "unwrap", "generate", "rewrap", "describe"]"#)
-        .doc("Operations: wrap, unwrap, generate, rewrap, describe.");
+        .doc("Operations: wrap, unwrap, generate, rewrap, describe; for operators also purge.");
 
 pub(super) static POLICY_KEK: Key =
     Key::required("kek", Kind::Texts, r#"["orders-*"]"#).doc("KEKs; * stands for any characters.");
@@ -314,13 +360,7 @@ pub(super) struct Refused {
 }
 
 /// Names that get an answer of their own instead of "unknown".
-pub(super) static REFUSED: [Refused; 4] = [
-    Refused {
-        section: "",
-        name: "cache",
-        what: "this release does not cache DEKs",
-        fix: "remove the section",
-    },
+pub(super) static REFUSED: [Refused; 3] = [
     Refused {
         section: "server",
         name: "admin",

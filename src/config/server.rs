@@ -24,9 +24,16 @@ pub(super) fn read(
     // Read every part before any of them ends the reading: all mistakes are noted.
     let socket = socket(server, accounts);
     let tcp = tcp(server);
+    let connection_age = server.duration(&schema::CONNECTION_AGE);
     let drain = server.duration(&schema::DRAIN);
     let connections = limits.number(&schema::CONNECTIONS);
-    Some(Settings { socket, tcp, connections: connections?, drain: drain? })
+    Some(Settings {
+        socket,
+        tcp,
+        connections: connections?,
+        connection_age: connection_age?,
+        drain: drain?,
+    })
 }
 
 /// `None` if there is none or a mistake was noted; a mistake fails the whole file.

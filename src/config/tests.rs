@@ -82,7 +82,7 @@ fn the_least_file_gets_the_defaults() {
     );
     assert_eq!(config.server.tcp, None);
     assert_eq!((config.server.connections, config.server.drain), (4096, Duration::from_secs(20)));
-    assert_eq!(config.lease_interval, Duration::from_secs(30));
+    assert_eq!(config.cache.terms.interval, Duration::from_secs(30));
     assert_eq!(config.log.filter, "info");
     let [BackendConfig::Pkcs11(hsm)] = &config.backends[..] else { panic!("one backend") };
     assert_eq!((hsm.name.as_str(), hsm.sessions, hsm.queue), ("hsm", 4, 1024));
@@ -145,7 +145,7 @@ context = "required"
     assert_eq!(tls.key, Path::new("/etc/keyward/k"));
     assert_eq!(tls.client_ca, Path::new("/ca"));
     assert_eq!((config.server.connections, config.server.drain), (7, Duration::ZERO));
-    assert_eq!(config.lease_interval, Duration::from_secs(60));
+    assert_eq!(config.cache.terms.interval, Duration::from_secs(60));
     let [BackendConfig::Pkcs11(nss)] = &config.backends[..] else { panic!("one backend") };
     assert_eq!(nss.pin, PinSource::Env("PIN".into()));
     assert_eq!((nss.sessions, nss.queue, nss.allow_final_try), (64, 1, true));
@@ -179,11 +179,11 @@ name = "a"
 backend = "hsm"
 
 [cache]
-ttl = "5m"
+ttl = "5d"
 
 [[policy]]
 who = "uid:0"
-may = ["warp", "purge"]
+may = ["warp", "revoke"]
 kek = []
 "#;
     let found = mistakes(text);
@@ -207,7 +207,7 @@ kek = []
             (16, "kek[1].mode"),
             (18, "kek[2].backend"),
             (22, "kek[3].name"),
-            (25, "cache"),
+            (26, "cache.ttl"),
             (29, "policy[1].who"),
             (30, "policy[1].may"),
             (30, "policy[1].may"),
@@ -221,8 +221,8 @@ kek = []
         "did you mean hsm?",
         "did you mean wrap?",
         "Bleichenbacher",
-        "\"purge\" is not in this release",
-        "this release does not cache DEKs",
+        "\"revoke\" is not in this release",
+        "is not a duration",
         "choose a number from 1 to 64",
     ] {
         assert!(all.contains(part), "{part}\nis not in\n{all}");

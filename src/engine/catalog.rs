@@ -1,20 +1,34 @@
 //! The configured KEKs and what is known of their versions.
 //!
-//! One writer: [`Kek::verify`] reads the backend and swaps a new [`Known`] in, under
-//! a lock that only it takes. Readers take a snapshot and never wait.
+//! Writers are [`Kek::verify`], which reads the backend, and [`Kek::revoke`]; each swaps a
+//! new [`Known`] in. Readers take a snapshot and never wait.
+//!
+//! Invariants: a version's lease lives for as long as the same key material keeps proving
+//! itself, and ends the moment that a newer `Known` no longer vouches for it. A KEK that
+//! was revoked stays so, whatever a reading that was in work says.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Instant, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
+use tracing::warn;
 
+use super::custody::Custody;
 use crate::{
     backend::Backend,
     error::{Error, Reason},
     kek::{
-        Algorithm, KekName, KeyRef, Proof, Purpose, UsableVersion, Version, VersionId, VersionInfo,
-        VersionSet, current,
+        Algorithm, KekName, KeyRef, Proof, Purpose, State, UsableVersion, Version, VersionId,
+        VersionInfo, VersionSet, current,
     },
+    lanes::Lanes,
+    lease::{Lease, Standing},
 };
 
 /// A KEK as configured.
@@ -33,39 +47,64 @@ pub struct KekSpec {
 /// A configured KEK and what is known of it.
 pub(super) struct Kek {
     pub(super) spec: KekSpec,
+    /// To its backend; shared with the other KEKs there.
+    pub(super) lanes: Lanes,
     known: ArcSwap<Known>,
-    /// Held while the backend is asked, so that two refreshes do not race.
-    refreshing: Mutex<()>,
+    /// Held while the backend is asked, so that two readings do not race.
+    reading: tokio::sync::Mutex<()>,
+    /// Whether an operator took the KEK away. Held while `known` is replaced.
+    revoked: Mutex<bool>,
+    /// Leases that lapsed and whose DEKs were wiped since.
+    wiped: Mutex<Vec<u64>>,
     /// Rung when an operation met a key that is not what is known of it.
-    suspicion: Arc<Notify>,
+    pub(super) suspicion: Notify,
 }
 
 /// What is known of a KEK's versions.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Known {
-    pub(super) versions: VersionSet<Version>,
+    pub(super) versions: VersionSet<Leased>,
     /// Why there are no versions, if the backend said so.
     pub(super) trouble: Option<Error>,
 }
 
+/// A version and the lease on it.
 #[derive(Debug)]
+pub(super) struct Leased {
+    pub(super) version: Version,
+    /// `None` while it is not proven, or was denied.
+    pub(super) lease: Option<Arc<Lease>>,
+}
+
+/// A version that may be used now, and the lease that says so.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) version: UsableVersion,
+    pub(super) lease: Arc<Lease>,
+    /// Whether the backend is out of reach, so that only what is cached may be released.
+    pub(super) outage: bool,
+}
+
 pub(super) struct Catalog {
     keks: BTreeMap<KekName, Arc<Kek>>,
-    /// Shared by all KEKs; the prover waits on it.
-    pub(super) suspicion: Arc<Notify>,
 }
 
 impl Catalog {
     pub(super) fn new(specs: Vec<KekSpec>) -> Self {
-        let suspicion = Arc::new(Notify::new());
-        let keks = specs
-            .into_iter()
-            .map(|spec| {
-                let name = spec.name.clone();
-                (name, Arc::new(Kek::new(spec, Arc::clone(&suspicion))))
-            })
-            .collect();
-        Self { keks, suspicion }
+        // KEKs of one backend share its lanes.
+        let mut lanes: Vec<(Arc<dyn Backend>, Lanes)> = Vec::new();
+        let mut keks = BTreeMap::new();
+        for spec in specs {
+            let known = lanes.iter().find(|(backend, _)| Arc::ptr_eq(backend, &spec.backend));
+            let to_backend = known.map(|(_, lanes)| lanes.clone()).unwrap_or_else(|| {
+                let room = spec.backend.room();
+                let made = Lanes::new(room.at_once, room.waiting);
+                lanes.push((Arc::clone(&spec.backend), made.clone()));
+                made
+            });
+            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, to_backend)));
+        }
+        Self { keks }
     }
 
     pub(super) fn get(&self, name: &KekName) -> Option<&Arc<Kek>> {
@@ -82,13 +121,17 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, suspicion: Arc<Notify>) -> Self {
-        let unread = Error::new(
-            Reason::KekUnproven,
-            format!("KEK {} has not been read from its backend yet", spec.name),
-        );
-        let known = Known { versions: VersionSet::default(), trouble: Some(unread) };
-        Self { spec, known: ArcSwap::from_pointee(known), refreshing: Mutex::new(()), suspicion }
+    fn new(spec: KekSpec, lanes: Lanes) -> Self {
+        let known = Known::trouble(unread(&spec.name));
+        Self {
+            spec,
+            lanes,
+            known: ArcSwap::from_pointee(known),
+            reading: tokio::sync::Mutex::default(),
+            revoked: Mutex::default(),
+            wiped: Mutex::default(),
+            suspicion: Notify::new(),
+        }
     }
 
     pub(super) fn known(&self) -> arc_swap::Guard<Arc<Known>> {
@@ -96,94 +139,261 @@ impl Kek {
     }
 
     /// The version that wraps now.
-    pub(super) fn current(&self, now: SystemTime) -> Result<UsableVersion, Error> {
+    pub(super) fn current(&self, now: SystemTime) -> Result<Held, Error> {
         let known = self.known();
         if let Some(trouble) = &known.trouble {
             return Err(trouble.clone());
         }
-        current(&known.versions, now)
+        let usable = current(known.versions.iter().map(|leased| &leased.version), now)?;
+        let leased = known.versions.get(&usable.info().id);
+        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()))
     }
 
     /// The version of that name, for unwrapping.
-    pub(super) fn version(&self, id: &VersionId, now: SystemTime) -> Result<UsableVersion, Error> {
+    pub(super) fn version(&self, id: &VersionId, now: SystemTime) -> Result<Held, Error> {
         let known = self.known();
         if let Some(trouble) = &known.trouble {
             return Err(trouble.clone());
         }
-        let version = known.versions.get(id).ok_or_else(|| {
+        let leased = known.versions.get(id).ok_or_else(|| {
             Error::new(
                 Reason::KekVersionNotFound,
                 format!("KEK {} has no version {id}", self.spec.name),
             )
             .with_fix("`keyward kek show` lists its versions; the backend may have lost this one")
         })?;
-        version.usable(Purpose::Unwrap, now)
+        self.hold(leased.version.usable(Purpose::Unwrap, now)?, leased.lease.as_ref())
+    }
+
+    fn hold(&self, version: UsableVersion, lease: Option<&Arc<Lease>>) -> Result<Held, Error> {
+        let unproven = || self.unproven(&version.info().id);
+        let lease = lease.ok_or_else(unproven)?;
+        match lease.standing(Instant::now()) {
+            Standing::Live => Ok(Held { version, lease: Arc::clone(lease), outage: false }),
+            Standing::Outage => Ok(Held { version, lease: Arc::clone(lease), outage: true }),
+            Standing::Lapsed { outage: true } => Err(self.unreachable()),
+            Standing::Lapsed { outage: false } | Standing::Ended => Err(unproven()),
+        }
+    }
+
+    /// The second check: whether what was held when the call began may be acted on still.
+    pub(super) fn confirm(&self, held: &Held) -> Result<(), Error> {
+        match held.lease.standing(Instant::now()) {
+            Standing::Live | Standing::Outage => Ok(()),
+            Standing::Lapsed { outage: true } => Err(self.unreachable()),
+            Standing::Lapsed { outage: false } => Err(self.unproven(&held.version.info().id)),
+            // What is known by now says why. If nothing is wrong any more, the version got
+            // its right back, but this call is from before.
+            Standing::Ended => {
+                let id = &held.version.info().id;
+                Err(self.version(id, SystemTime::now()).err().unwrap_or_else(|| self.unproven(id)))
+            }
+        }
+    }
+
+    fn unproven(&self, version: &VersionId) -> Error {
+        Error::new(
+            Reason::KekUnproven,
+            format!(
+                "there is no recent proof that version {version} of KEK {} is still allowed",
+                self.spec.name
+            ),
+        )
+        .with_fix("the sidecar asks the backend again by itself; its log says what came of it")
+    }
+
+    /// What is told while the backend is out of reach to who needs it.
+    pub(super) fn unreachable(&self) -> Error {
+        Error::new(
+            Reason::BackendUnreachable,
+            format!("backend {} does not answer", self.spec.backend.name()),
+        )
+        .with_fix("see whether the HSM can be reached; the sidecar goes on by itself once it can")
     }
 
     /// Passes `result` on and, if it says that the backend's key is not what is known
-    /// of it, has the KEK read again soon.
+    /// of it, or that the backend is out of reach, has the KEK read again soon.
     pub(super) fn notice<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        if let Err(error) = &result
-            && matches!(error.reason(), Reason::KekMismatch | Reason::KekVersionNotFound)
-        {
+        let suspicious = |reason| {
+            matches!(
+                reason,
+                Reason::KekMismatch
+                    | Reason::KekVersionNotFound
+                    | Reason::KekDisabled
+                    | Reason::BackendUnreachable
+            )
+        };
+        if result.as_ref().is_err_and(|error| suspicious(error.reason())) {
             self.suspicion.notify_one();
         }
         result
     }
 
-    /// Reads the versions from the backend and proves each.
+    /// Reads the versions from the backend, has each prove itself, and renews, grants or
+    /// ends their leases by what came of it.
     ///
     /// `Err` only if the backend could not be asked: what was known then stays, and
     /// grows older. What the backend did say, good or bad, is taken over.
-    pub(super) async fn verify(&self, deadline: Instant) -> Result<(), Error> {
-        let _one_at_a_time = self.refreshing.lock().await;
+    pub(super) async fn verify(
+        &self,
+        custody: &Arc<Custody>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let _one_at_a_time = self.reading.lock().await;
         let KekSpec { backend, key, algorithm, .. } = &self.spec;
+        let before = self.known.load_full();
         let found = match backend.versions(key, *algorithm, deadline).await {
             Ok(found) => found,
-            Err(error) if error.reason().is_transient() => return Err(error),
-            Err(error) => return self.learn_trouble(error),
+            Err(error) if error.reason().is_transient() => {
+                before.leases().for_each(|lease| _ = lease.note_outage(custody.terms));
+                return Err(error);
+            }
+            Err(error) => {
+                self.learn(Known::trouble(error), custody);
+                return Ok(());
+            }
         };
-        let before = self.known.load_full();
         let mut versions = Vec::with_capacity(found.len());
         let mut unreachable = None;
         for info in found {
-            let proof = match backend.prove(&info, *algorithm, deadline).await {
-                Ok(at) => Proof::Proven { at },
+            let earlier = before
+                .versions
+                .get(&info.id)
+                .filter(|leased| leased.version.info().fingerprint == info.fingerprint);
+            // Not the moment that the backend gives: a call that waited in its queue
+            // proves nothing of the time before.
+            let asked = Instant::now();
+            let proof = backend.prove(&info, *algorithm, deadline).await;
+            let (proof, lease) = match proof {
+                Ok(at) => (Proof::Proven { at }, Some(renewed(earlier, asked, custody))),
                 Err(error) if error.reason().is_transient() => {
                     unreachable = Some(error);
-                    last_proof(&before.versions, &info)
+                    out_of_reach(earlier, custody)
                 }
-                Err(error) => Proof::Failed(error),
+                Err(error) => (Proof::Failed(error), None),
             };
-            versions.push(Version::new(Arc::new(info), proof));
+            let version = Version::new(Arc::new(info), proof);
+            // What is expired or disabled has no right to be used, though it still works.
+            let lease = lease.filter(|_| version.state(SystemTime::now()) == State::Active);
+            versions.push(Leased { version, lease });
         }
         match VersionSet::new(versions) {
-            Ok(versions) => self.known.store(Arc::new(Known { versions, trouble: None })),
-            Err(twin) => {
-                return self.learn_trouble(
+            Ok(versions) => self.learn(Known { versions, trouble: None }, custody),
+            Err(twin) => self.learn(
+                Known::trouble(
                     Error::new(
                         Reason::BackendMisconfigured,
                         format!("two versions of KEK {} are both called {twin}", self.spec.name),
                     )
                     .with_fix("give each key of this label a CKA_ID of its own"),
-                );
-            }
+                ),
+                custody,
+            ),
         }
         unreachable.map_or(Ok(()), Err)
     }
 
-    fn learn_trouble(&self, error: Error) -> Result<(), Error> {
-        let known = Known { versions: VersionSet::default(), trouble: Some(error) };
-        self.known.store(Arc::new(known));
-        Ok(())
+    /// Takes the KEK away until [`Self::restore`]. When it returns, nothing of it is
+    /// cached, and no call that has not been answered will be.
+    pub(super) fn revoke(&self, custody: &Arc<Custody>) -> usize {
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        *revoked = true;
+        self.replace(Known::trouble(revoked_error(&self.spec.name)), custody)
+    }
+
+    /// Gives a revoked KEK back: it has to prove itself like a new one.
+    pub(super) fn restore(&self, custody: &Arc<Custody>) {
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        if *revoked {
+            *revoked = false;
+            self.replace(Known::trouble(unread(&self.spec.name)), custody);
+            self.suspicion.notify_one();
+        }
+    }
+
+    /// Wipes what is cached under leases that lapsed, once. They may be renewed: the DEKs
+    /// then come from the backend again. Returns how many DEKs that were.
+    pub(super) fn wipe_lapsed(&self, custody: &Arc<Custody>, now: Instant) -> usize {
+        let known = self.known();
+        let lapsed = |lease: &&Arc<Lease>| matches!(lease.standing(now), Standing::Lapsed { .. });
+        let lapsed: Vec<u64> = known.leases().filter(lapsed).map(|lease| lease.id()).collect();
+        let mut wiped = self.wiped.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = lapsed.iter().any(|id| !wiped.contains(id));
+        wiped.clone_from(&lapsed);
+        if !news {
+            return 0;
+        }
+        let deks = custody.wipe(&lapsed);
+        warn!(kek = %self.spec.name, wiped = deks, "a lease lapsed: the DEKs under it are wiped");
+        custody.let_carriers_go(&self.spec.name);
+        deks
+    }
+
+    /// Takes over what a reading found, unless the KEK was revoked meanwhile.
+    fn learn(&self, known: Known, custody: &Arc<Custody>) {
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*revoked {
+            self.replace(known, custody);
+        }
+    }
+
+    /// Swaps `known` in and ends the leases that it does not go on with. Returns how many
+    /// DEKs were wiped.
+    fn replace(&self, known: Known, custody: &Arc<Custody>) -> usize {
+        let known = Arc::new(known);
+        let before = self.known.swap(Arc::clone(&known));
+        let goes_on = |lease: &Arc<Lease>| known.leases().any(|kept| kept.id() == lease.id());
+        let ended: Vec<_> = before.leases().filter(|lease| !goes_on(lease)).collect();
+        if ended.is_empty() {
+            return 0;
+        }
+        let wiped = custody.end(ended.into_iter());
+        warn!(kek = %self.spec.name, wiped, "a version lost its right to be used: its DEKs are wiped");
+        custody.let_carriers_go(&self.spec.name);
+        wiped
     }
 }
 
-/// The proof that a version of the same key material had.
-fn last_proof(before: &VersionSet<Version>, info: &VersionInfo) -> Proof {
-    match before.get(&info.id) {
-        Some(version) if version.info().fingerprint == info.fingerprint => version.proof().clone(),
-        _ => Proof::Unproven,
+/// The lease of a version that has just proven itself.
+fn renewed(earlier: Option<&Leased>, asked: Instant, custody: &Arc<Custody>) -> Arc<Lease> {
+    let earlier = earlier.and_then(|leased| leased.lease.as_ref());
+    match earlier.filter(|lease| lease.renew(asked, custody.terms)) {
+        Some(lease) => Arc::clone(lease),
+        None => Lease::grant(asked, custody.terms),
+    }
+}
+
+/// What remains of a version that could not be asked: what it had.
+fn out_of_reach(earlier: Option<&Leased>, custody: &Arc<Custody>) -> (Proof, Option<Arc<Lease>>) {
+    let Some(Leased { version, lease }) = earlier else { return (Proof::Unproven, None) };
+    if let Some(lease) = lease {
+        lease.note_outage(custody.terms);
+    }
+    (version.proof().clone(), lease.clone())
+}
+
+fn unread(name: &KekName) -> Error {
+    Error::new(Reason::KekUnproven, format!("KEK {name} has not been read from its backend yet"))
+}
+
+fn revoked_error(name: &KekName) -> Error {
+    Error::new(Reason::KekRevoked, format!("an operator revoked KEK {name} on this sidecar"))
+        .with_fix("an operator can restore it")
+}
+
+impl Known {
+    fn trouble(error: Error) -> Self {
+        Self { versions: VersionSet::default(), trouble: Some(error) }
+    }
+
+    pub(super) fn leases(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        self.versions.iter().filter_map(|leased| leased.lease.as_ref())
+    }
+}
+
+impl AsRef<VersionInfo> for Leased {
+    fn as_ref(&self) -> &VersionInfo {
+        self.version.info()
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{Engine, Running, catalog::KekSpec};
+use super::{
+    Engine, Running,
+    catalog::{KekSpec, Leased},
+};
 use crate::{
     auth::Permit,
     error::Error,
@@ -46,7 +49,7 @@ impl Engine {
             let now = SystemTime::now();
             let KekSpec { name, backend, algorithm, .. } = &kek.spec;
             let known = kek.known();
-            let versions = known.versions.iter().map(|version| VersionDescription {
+            let versions = known.versions.iter().map(|Leased { version, .. }| VersionDescription {
                 info: Arc::clone(version.info()),
                 state: version.state(now),
                 proven_at: match version.proof() {
@@ -59,7 +62,7 @@ impl Engine {
                 backend: backend.name().to_owned(),
                 backend_kind: backend.kind(),
                 algorithm: *algorithm,
-                current: kek.current(now).ok().map(|version| version.info().id.clone()),
+                current: kek.current(now).ok().map(|held| held.version.info().id.clone()),
                 versions: versions.collect(),
             }
         });

@@ -28,7 +28,7 @@ impl Engine {
             let kek = self.kek(permit.kek())?;
             let dek = Dek::parse(random(kek.spec.backend.as_ref(), len, deadline).await?)?;
             let wrapped = wrap_current(kek, &dek, context, deadline).await?;
-            running.version = Some(wrapped.version.to_string());
+            running.version = Some(wrapped.version.clone());
             Ok((dek, wrapped))
         }
         .await;

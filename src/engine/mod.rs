@@ -3,12 +3,14 @@
 //! Each takes a [`Permit`], so a caller that was not authorised cannot reach them,
 //! and each writes its line of the operation log. The engine knows no transport and
 //! no vendor. The way of an unwrap is one straight line:
-//! catalogue -> life cycle -> backend -> envelope.
+//! catalogue -> life cycle and lease -> cache, or lanes -> backend -> envelope -> lease.
 
 mod catalog;
+mod custody;
 mod describe;
 mod generate;
 mod prover;
+mod purge;
 mod rewrap;
 mod unwrap;
 mod wrap;
@@ -19,30 +21,59 @@ use std::{
 };
 
 pub use catalog::KekSpec;
+pub use custody::Purged;
 pub use describe::{KekDescription, VersionDescription};
 pub use prover::keep_proven;
 pub use rewrap::Rewrapped;
+pub use unwrap::{Source, Unwrapped};
 
 use crate::{
     auth::Permit,
+    cache::{Cache, Flights},
+    carriers::Carriers,
     error::{Error, Reason},
-    kek::KekName,
+    kek::{KekName, VersionId},
+    lease::Terms,
     observe::{self, Record},
     op::Op,
 };
 use catalog::{Catalog, Kek};
+use custody::Custody;
+
+/// Unwraps by the backend that may be under way at once, for different DEKs.
+const FLIGHTS_MAX: usize = 16 * 1024;
 
 /// The use cases over the configured KEKs.
-#[derive(Debug)]
 pub struct Engine {
     catalog: Catalog,
+    custody: Arc<Custody>,
 }
 
 impl Engine {
     /// An engine for these KEKs, none of them proven yet. The names are distinct;
     /// `config` sees to that.
-    pub fn new(keks: Vec<KekSpec>) -> Self {
-        Self { catalog: Catalog::new(keks) }
+    pub fn new(
+        keks: Vec<KekSpec>,
+        terms: Terms,
+        cache: Arc<Cache>,
+        carriers: Arc<Carriers>,
+    ) -> Self {
+        let flights = Flights::new(FLIGHTS_MAX);
+        let custody = Arc::new(Custody { cache, carriers, terms, flights });
+        Self { catalog: Catalog::new(keks), custody }
+    }
+
+    /// The register of connections, for who opens some.
+    pub fn carriers(&self) -> &Arc<Carriers> {
+        &self.custody.carriers
+    }
+
+    /// Wipes what has expired or lapsed by `now`. To be called several times a second.
+    pub fn tend(&self, now: Instant) {
+        self.custody.cache.sweep(now);
+        for kek in self.catalog.iter() {
+            kek.wipe_lapsed(&self.custody, now);
+        }
     }
 
     /// The configured KEKs, in order of name.
@@ -54,7 +85,7 @@ impl Engine {
     /// the KEK cannot wrap now.
     pub async fn verify(&self, name: &KekName, deadline: Instant) -> Result<(), Error> {
         let kek = self.kek(name)?;
-        kek.verify(deadline).await?;
+        kek.verify(&self.custody, deadline).await?;
         kek.current(SystemTime::now()).map(|_| ())
     }
 
@@ -66,11 +97,19 @@ impl Engine {
     }
 }
 
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.catalog.iter()).finish()
+    }
+}
+
 /// What one operation writes into the log while it runs.
 struct Running<'a> {
     permit: &'a Permit,
     started: Instant,
-    version: Option<String>,
+    version: Option<VersionId>,
+    /// Whether the cache answered.
+    cached: bool,
     ended: bool,
 }
 
@@ -81,7 +120,7 @@ impl<'a> Running<'a> {
         if permit.op() != op {
             return Err(Error::new(Reason::Internal, "a permit was used for another operation"));
         }
-        Ok(Self { permit, started: Instant::now(), version: None, ended: false })
+        Ok(Self { permit, started: Instant::now(), version: None, cached: false, ended: false })
     }
 
     fn took(&self) -> Duration {
@@ -100,7 +139,7 @@ impl<'a> Running<'a> {
             op: self.permit.op(),
             who: self.permit.who(),
             kek: self.permit.kek().as_str(),
-            version: self.version.as_deref(),
+            version: self.version.as_ref().map(VersionId::as_str),
             took: self.took(),
             outcome,
         });

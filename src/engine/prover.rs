@@ -1,50 +1,109 @@
-//! Keeps every KEK proven: reads its versions and proves each, again and again, with
-//! jitter so that a fleet does not ask in step, and at once when an operation met a
-//! key that is not what the catalogue says.
+//! Keeps every KEK proven: reads its versions and has each prove itself, well before
+//! their leases lapse, with jitter so that a fleet does not ask in step; sooner where the
+//! backend could not be asked, and at once when an operation met a key that is not what
+//! the catalogue says.
+//!
+//! Each KEK has a task of its own, so that a backend that hangs keeps no other waiting.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
-use tracing::{debug, warn};
+use tokio::{
+    task::JoinSet,
+    time::{interval, sleep},
+};
+use tracing::{debug, info, warn};
 
-use super::Engine;
+use super::{Engine, catalog::Kek, custody::Custody};
+use crate::{
+    error::{Error, Reason},
+    lease::{Terms, renew_in, retry_in},
+};
 
-/// Shortest time between two rounds, however often operations raise suspicion.
-const MIN_GAP: Duration = Duration::from_secs(1);
+/// Shortest time between two rounds for one KEK, however often operations raise
+/// suspicion.
+const MIN_GAP: Duration = Duration::from_millis(100);
 
-/// How long one round may take for one KEK.
-const ROUND_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest that one round may take.
+const ROUND_MAX: Duration = Duration::from_secs(20);
 
-/// Runs until it is dropped. `interval` is the mean time between two rounds.
-pub async fn keep_proven(engine: Arc<Engine>, interval: Duration) {
+/// How often what has expired is looked for.
+const TEND_EVERY: Duration = Duration::from_millis(250);
+
+/// Runs until it is dropped.
+pub async fn keep_proven(engine: Arc<Engine>) {
+    let mut keepers = JoinSet::new();
+    for kek in engine.catalog.iter() {
+        keepers.spawn(keep(Arc::clone(kek), Arc::clone(&engine.custody)));
+    }
+    keepers.spawn(tend(Arc::clone(&engine)));
+    while keepers.join_next().await.is_some() {}
+}
+
+/// Keeps one KEK proven.
+async fn keep(kek: Arc<Kek>, custody: Arc<Custody>) {
+    let terms = custody.terms;
+    let mut pause = renew_in(Duration::ZERO, terms, jitter());
+    let mut told = None;
     loop {
-        sleep(MIN_GAP).await;
         tokio::select! {
-            () = sleep(jittered(interval).saturating_sub(MIN_GAP)) => {}
-            () = engine.catalog.suspicion.notified() => debug!("a key is not what it was: reading again"),
-        }
-        for kek in engine.catalog.iter() {
-            if let Err(error) = kek.verify(Instant::now() + ROUND_DEADLINE).await {
-                warn!(
-                    kek = %kek.spec.name,
-                    reason = error.reason().as_str(),
-                    detail = error.detail().unwrap_or("-"),
-                    "could not prove the KEK: {error}"
-                );
+            () = sleep(pause) => {}
+            () = kek.suspicion.notified() => {
+                debug!(kek = %kek.spec.name, "something is not as it was: asking again");
+                sleep(MIN_GAP).await;
             }
         }
+        let began = Instant::now();
+        let round = kek.verify(&custody, began + round_deadline(terms)).await;
+        tell(&kek, &mut told, round.as_ref().err());
+        pause = match round {
+            // What it takes to ask counts: the proof is as old as the question.
+            Ok(()) => renew_in(began.elapsed(), terms, jitter()),
+            Err(_) => retry_in(terms, jitter()),
+        }
+        .max(MIN_GAP);
     }
 }
 
-/// `mean` give or take a tenth.
-fn jittered(mean: Duration) -> Duration {
+/// A round ends before the leases lapse that it is to renew, so that it is known by then
+/// whether the backend can be asked.
+fn round_deadline(terms: Terms) -> Duration {
+    (terms.interval / 4).clamp(Duration::from_millis(250), ROUND_MAX)
+}
+
+/// One line for each new trouble and for its end, not one for each round.
+fn tell(kek: &Kek, told: &mut Option<Reason>, trouble: Option<&Error>) {
+    let name = &kek.spec.name;
+    match trouble {
+        Some(error) if *told != Some(error.reason()) => warn!(
+            kek = %name,
+            reason = error.reason().as_str(),
+            detail = error.detail().unwrap_or("-"),
+            "could not prove the KEK: {error}"
+        ),
+        None if told.is_some() => info!(kek = %name, "the KEK can be proven again"),
+        _ => {}
+    }
+    *told = trouble.map(Error::reason);
+}
+
+/// Wipes what expires, at once.
+async fn tend(engine: Arc<Engine>) {
+    let mut ticks = interval(TEND_EVERY);
+    loop {
+        ticks.tick().await;
+        engine.tend(Instant::now());
+    }
+}
+
+/// A number from 0 to 1.
+fn jitter() -> f64 {
     let mut byte = [128];
     // Without randomness there is no jitter, which costs nothing but politeness.
     let _ = aws_lc_rs::rand::fill(&mut byte);
-    mean.mul_f64(0.9 + 0.2 * f64::from(byte[0]) / 255.0)
+    f64::from(byte[0]) / 255.0
 }
 
 #[cfg(test)]
@@ -52,11 +111,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_stays_within_a_tenth() {
-        let mean = Duration::from_secs(100);
-        for _ in 0..1000 {
-            let drawn = jittered(mean).as_secs_f64();
-            assert!((89.9..=110.1).contains(&drawn), "{drawn}");
+    fn a_round_is_over_before_the_lease_lapses() {
+        for secs in [1, 5, 30, 600] {
+            let terms = Terms { interval: Duration::from_secs(secs), outage_grace: Duration::ZERO };
+            let latest = renew_in(Duration::ZERO, terms, 1.0) + round_deadline(terms);
+            assert!(latest <= terms.interval, "{secs}");
         }
+    }
+
+    #[test]
+    fn jitter_is_between_zero_and_one() {
+        assert!((0..1000).map(|_| jitter()).all(|jitter| (0.0..=1.0).contains(&jitter)));
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use super::{
     Engine, Running,
-    unwrap::{check_kind, permitted, unwrap_any},
+    unwrap::{check_kind, permitted, unwrap_once},
     wrap::wrap_current,
 };
 use crate::{
@@ -33,12 +33,12 @@ impl Engine {
         deadline: Instant,
     ) -> Result<Rewrapped, Error> {
         let mut running = Running::start(&permit, Op::Rewrap)?;
-        running.version = Some(wrapped.version.to_string());
+        running.version = Some(wrapped.version.clone());
         let result = async {
             permit.check_context(context.is_bound())?;
             let kek = permitted(self, &permit, &wrapped)?;
             check_kind(kek, &wrapped)?;
-            let current = kek.current(SystemTime::now())?;
+            let current = kek.current(SystemTime::now())?.version;
             // A DEK without a fingerprint gets one, so that the next reader can check.
             if wrapped.version == current.info().id
                 && wrapped.algorithm == kek.spec.algorithm
@@ -46,7 +46,7 @@ impl Engine {
             {
                 return Ok(Rewrapped { wrapped, changed: false });
             }
-            let dek = unwrap_any(kek, &wrapped, context, deadline).await?;
+            let dek = unwrap_once(kek, &wrapped, context, deadline).await?;
             let wrapped = wrap_current(kek, &dek, context, deadline).await?;
             Ok(Rewrapped { wrapped, changed: true })
         }

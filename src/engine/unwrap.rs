@@ -1,31 +1,73 @@
-//! Unwrap a DEK with the version that it names.
+//! Unwrap a DEK with the version that it names: from the cache, or from the backend.
+//!
+//! The lease of the version is checked before anything is looked up, before the backend
+//! is called, when what it answered is cached, and before a DEK is released. Equal misses
+//! share one flight to the backend, which goes on for as long as anybody waits for it.
 
-use std::time::{Instant, SystemTime};
-
-use super::{Engine, Running, catalog::Kek};
-use crate::{
-    auth::Permit,
-    envelope::{self, Context, Dek, WrappedDek},
-    error::{Error, Reason},
-    op::Op,
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
 };
 
+use tokio::time::timeout_at;
+
+use super::{
+    Engine, Running,
+    catalog::{Held, Kek},
+    custody::{Custody, Fetched},
+};
+use crate::{
+    auth::Permit,
+    cache::{CacheKey, Grant, Joined, Lookup, Role},
+    envelope::{self, Context, Dek, WrappedDek},
+    error::{Error, Reason},
+    lanes::Lane,
+    lease::Standing,
+    op::Op,
+    secret::Secret,
+};
+
+/// A DEK and where it came from.
+#[derive(Debug)]
+pub struct Unwrapped {
+    /// The DEK.
+    pub dek: Dek,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Where a DEK came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The cache.
+    Cache,
+    /// The backend.
+    Backend,
+    /// The backend, by an operation that another call had begun.
+    Shared,
+}
+
 impl Engine {
-    /// Unwraps `wrapped`, which must be of the permitted KEK.
+    /// Unwraps `wrapped`, which must be of the permitted KEK. `lane` says whether
+    /// somebody waits for this one DEK.
     pub async fn unwrap(
         &self,
         permit: Permit,
         wrapped: &WrappedDek,
         context: &Context,
+        lane: Lane,
         deadline: Instant,
-    ) -> Result<Dek, Error> {
+    ) -> Result<Unwrapped, Error> {
         let mut running = Running::start(&permit, Op::Unwrap)?;
-        running.version = Some(wrapped.version.to_string());
+        running.version = Some(wrapped.version.clone());
         let result = async {
             permit.check_context(context.is_bound())?;
-            unwrap_any(permitted(self, &permit, wrapped)?, wrapped, context, deadline).await
+            let kek = permitted(self, &permit, wrapped)?;
+            let ask = Ask { wrapped, context, lane, deadline };
+            ask.answer(kek, &self.custody).await
         }
         .await;
+        running.cached = matches!(&result, Ok(Unwrapped { source: Source::Cache, .. }));
         running.end(result)
     }
 }
@@ -35,37 +77,197 @@ pub(super) fn permitted<'a>(
     engine: &'a Engine,
     permit: &Permit,
     wrapped: &WrappedDek,
-) -> Result<&'a Kek, Error> {
+) -> Result<&'a Arc<Kek>, Error> {
     if wrapped.kek != *permit.kek() {
         return Err(Error::new(Reason::Internal, "a permit was used for another KEK"));
     }
-    engine.kek(permit.kek()).map(AsRef::as_ref)
+    engine.kek(permit.kek())
 }
 
-/// Unwraps with the version that `wrapped` names. Also the first half of rewrap.
-pub(super) async fn unwrap_any(
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Ask<'a> {
+    wrapped: &'a WrappedDek,
+    context: &'a Context,
+    lane: Lane,
+    deadline: Instant,
+}
+
+impl Ask<'_> {
+    async fn answer(&self, kek: &Arc<Kek>, custody: &Arc<Custody>) -> Result<Unwrapped, Error> {
+        let Self { wrapped, context, .. } = *self;
+        let held = hold(kek, wrapped)?;
+        let key = custody.cache.key(
+            Grant(held.lease.id()),
+            wrapped.algorithm,
+            context,
+            &wrapped.ciphertext,
+        );
+        let (dek, source) = match custody.cache.get(&key, Instant::now()) {
+            Lookup::Hit { dek, refresh } => {
+                // In an outage there is nobody to ask.
+                if refresh && !held.outage {
+                    self.refresh(kek, custody, &held, key);
+                }
+                (dek, Source::Cache)
+            }
+            Lookup::Invalid => return Err(Error::ciphertext_invalid()),
+            Lookup::Miss if held.outage => return Err(kek.unreachable()),
+            Lookup::Miss => self.fly(kek, custody, &held, key).await?,
+        };
+        kek.confirm(&held)?;
+        Ok(Unwrapped { dek, source })
+    }
+
+    /// Waits for a flight to the backend, one's own or another's.
+    async fn fly(
+        &self,
+        kek: &Arc<Kek>,
+        custody: &Arc<Custody>,
+        held: &Held,
+        key: CacheKey,
+    ) -> Result<(Dek, Source), Error> {
+        let flight = self.board(kek, custody, held, key)?;
+        let source = match flight.role() {
+            Role::Leader => Source::Backend,
+            Role::Follower => Source::Shared,
+        };
+        let landed = timeout_at(self.deadline.into(), flight.wait()).await.map_err(|_| {
+            Error::new(Reason::DeadlineExceeded, "the HSM did not answer before the deadline")
+        })?;
+        let landed = landed
+            .map_err(|_| Error::new(Reason::Internal, "an unwrap ended without an answer"))?;
+        match landed.as_ref() {
+            Ok(dek) => Ok((Dek::parse(Secret::copy_of(dek.secret().expose()))?, source)),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    /// Asks the backend again before a DEK expires that is in use, so that nobody has to
+    /// wait for it. Nobody waits for this either.
+    fn refresh(&self, kek: &Arc<Kek>, custody: &Arc<Custody>, held: &Held, key: CacheKey) {
+        let background = Self { lane: Lane::Back, ..*self };
+        if let Ok(flight) = background.board(kek, custody, held, key) {
+            tokio::spawn(async move { drop(flight.wait().await) });
+        }
+    }
+
+    /// Joins the flight of `key`, or starts it.
+    fn board(
+        &self,
+        kek: &Arc<Kek>,
+        custody: &Arc<Custody>,
+        held: &Held,
+        key: CacheKey,
+    ) -> Result<Joined<Fetched>, Error> {
+        let fetch = || {
+            let fetch = Fetch {
+                kek: Arc::clone(kek),
+                custody: Arc::clone(custody),
+                lease: held.lease.id(),
+                key,
+                wrapped: self.wrapped.clone(),
+                context: *self.context,
+                lane: self.lane,
+                // Of its own: who boards later may have more time.
+                deadline: Instant::now() + Op::Unwrap.spec().deadline,
+            };
+            fetch.run()
+        };
+        let full =
+            |_| Error::new(Reason::Overloaded, "too many different DEKs are being unwrapped");
+        custody.flights.join(key, fetch).map_err(full)
+    }
+}
+
+/// One unwrap by the backend, in a task of its own.
+struct Fetch {
+    kek: Arc<Kek>,
+    custody: Arc<Custody>,
+    /// The lease that it is for.
+    lease: u64,
+    key: CacheKey,
+    wrapped: WrappedDek,
+    context: Context,
+    lane: Lane,
+    deadline: Instant,
+}
+
+impl Fetch {
+    async fn run(self) -> Fetched {
+        let Self { kek, wrapped, lane, deadline, .. } = &self;
+        let place = kek.lanes.enter(*lane, *deadline).await?;
+        // It may have waited for long.
+        let held = hold(kek, wrapped)?;
+        if held.lease.id() != self.lease {
+            return Err(Error::new(Reason::KekUnproven, "the KEK was proven anew meanwhile"));
+        }
+        if held.outage {
+            return Err(kek.unreachable());
+        }
+        let backend = &kek.spec.backend;
+        let payload =
+            backend.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext, *deadline).await;
+        drop(place);
+        let dek = kek.notice(payload).and_then(|payload| envelope::open(payload, &self.context));
+        self.remember(&held, &dek);
+        dek
+    }
+
+    /// Caches what came of it, unless the lease has ended: what is purged then must not
+    /// come back.
+    fn remember(&self, held: &Held, fetched: &Fetched) {
+        let Self { custody, key, .. } = self;
+        let (cache, now, grant) = (&custody.cache, Instant::now(), Grant(held.lease.id()));
+        let alive = || matches!(held.lease.standing(now), Standing::Live | Standing::Outage);
+        match fetched {
+            Ok(dek) => _ = cache.insert(key, grant, dek, now, alive),
+            Err(error) if error.reason() == Reason::CiphertextInvalid => {
+                cache.insert_invalid(key, grant, now, alive);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Unwraps for a rewrap: by the backend, in the background, leaving nothing behind.
+pub(super) async fn unwrap_once(
     kek: &Kek,
     wrapped: &WrappedDek,
     context: &Context,
     deadline: Instant,
 ) -> Result<Dek, Error> {
-    check_kind(kek, wrapped)?;
-    let version = kek.version(&wrapped.version, SystemTime::now())?;
-    if wrapped.fingerprint.is_some_and(|expected| expected != version.info().fingerprint) {
-        return Err(Error::new(
-            Reason::KekMismatch,
-            format!(
-                "version {} of KEK {} is not the key that wrapped this DEK",
-                wrapped.version, kek.spec.name
-            ),
-        )
-        .with_fix(
-            "the key was replaced, or this sidecar is configured with another one of the same name",
-        ));
+    let place = kek.lanes.enter(Lane::Back, deadline).await?;
+    let held = hold(kek, wrapped)?;
+    if held.outage {
+        return Err(kek.unreachable());
     }
     let backend = &kek.spec.backend;
-    let payload = backend.unwrap(&version, wrapped.algorithm, &wrapped.ciphertext, deadline).await;
-    envelope::open(kek.notice(payload)?, context)
+    let payload =
+        backend.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext, deadline).await;
+    drop(place);
+    let dek = envelope::open(kek.notice(payload)?, context)?;
+    kek.confirm(&held)?;
+    Ok(dek)
+}
+
+/// The version that `wrapped` names, if it may be used now and is the key that wrapped it.
+fn hold(kek: &Kek, wrapped: &WrappedDek) -> Result<Held, Error> {
+    check_kind(kek, wrapped)?;
+    let held = kek.version(&wrapped.version, SystemTime::now())?;
+    if wrapped.fingerprint.is_none_or(|expected| expected == held.version.info().fingerprint) {
+        return Ok(held);
+    }
+    Err(Error::new(
+        Reason::KekMismatch,
+        format!(
+            "version {} of KEK {} is not the key that wrapped this DEK",
+            wrapped.version, kek.spec.name
+        ),
+    )
+    .with_fix(
+        "the key was replaced, or this sidecar is configured with another one of the same name",
+    ))
 }
 
 /// Refuses an algorithm that the KEK's kind of key cannot have been used with.

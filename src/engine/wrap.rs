@@ -23,7 +23,7 @@ impl Engine {
         let result = async {
             permit.check_context(context.is_bound())?;
             let wrapped = wrap_current(self.kek(permit.kek())?, dek, context, deadline).await?;
-            running.version = Some(wrapped.version.to_string());
+            running.version = Some(wrapped.version.clone());
             Ok(wrapped)
         }
         .await;
@@ -32,6 +32,9 @@ impl Engine {
 }
 
 /// Wraps under the current version. Also the second half of generate and rewrap.
+///
+/// An RSA version wraps in an outage too: its public key is known, and its lease says
+/// for how long it may be believed to be allowed.
 pub(super) async fn wrap_current(
     kek: &Kek,
     dek: &Dek,
@@ -39,15 +42,18 @@ pub(super) async fn wrap_current(
     deadline: Instant,
 ) -> Result<WrappedDek, Error> {
     let algorithm = kek.spec.algorithm;
-    let version = kek.current(SystemTime::now())?;
+    let held = kek.current(SystemTime::now())?;
     let payload = envelope::seal(dek, context);
     algorithm.check_payload_len(payload.len())?;
-    let wrapped = kek.spec.backend.wrap(&version, algorithm, &payload, deadline).await;
+    let wrapped = kek.spec.backend.wrap(&held.version, algorithm, &payload, deadline).await;
+    let ciphertext = kek.notice(wrapped)?;
+    kek.confirm(&held)?;
+    let info = held.version.info();
     Ok(WrappedDek {
         kek: kek.spec.name.clone(),
-        version: version.info().id.clone(),
+        version: info.id.clone(),
         algorithm,
-        ciphertext: kek.notice(wrapped)?,
-        fingerprint: Some(version.info().fingerprint),
+        ciphertext,
+        fingerprint: Some(info.fingerprint),
     })
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{VersionInfo, VersionSet};
+use super::VersionInfo;
 use crate::error::{Error, Reason};
 
 /// How old the proof of a version may be for a wrap that the backend does not see
@@ -183,9 +183,12 @@ impl Version {
 /// The version that wraps at `now`: the newest whose time has come and that passed
 /// its self-test. If that one is disabled or expired there is none, because falling
 /// back to an older version would undo what its owner decided.
-pub fn current(versions: &VersionSet<Version>, now: SystemTime) -> Result<UsableVersion, Error> {
+pub fn current<'a>(
+    newest_first: impl Iterator<Item = &'a Version>,
+    now: SystemTime,
+) -> Result<UsableVersion, Error> {
     let mut why_not = None;
-    for version in versions.iter() {
+    for version in newest_first {
         match version.state(now) {
             State::NotYetValid | State::Unproven | State::Unusable => {
                 why_not.get_or_insert(version);
@@ -204,6 +207,7 @@ pub fn current(versions: &VersionSet<Version>, now: SystemTime) -> Result<Usable
 #[cfg(test)]
 mod tests {
     use super::{super::version::tests::info, *};
+    use crate::kek::VersionSet;
 
     fn at(secs: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
@@ -258,7 +262,7 @@ mod tests {
     }
 
     fn current_of(versions: Vec<Version>, now: SystemTime) -> Result<String, Reason> {
-        current(&VersionSet::new(versions).unwrap(), now)
+        current(VersionSet::new(versions).unwrap().iter(), now)
             .map(|version| version.info().id.to_string())
             .map_err(|error| error.reason())
     }

@@ -12,8 +12,11 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{connection, drain::Drain, drain::wait_for, services::Services, throttle::Throttle};
-use crate::auth::Identity;
+use super::{
+    connection, drain::Drain, drain::wait_for, ends::Ends, services::Services, settings::Settings,
+    throttle::Throttle,
+};
+use crate::{api::Peer, auth::Identity, carriers::Carriers};
 
 /// Connections of one listener at once whose peer is not known yet. They count for
 /// nothing else, so that those who cannot say who they are (silent ones on TCP, which
@@ -49,7 +52,9 @@ pub(super) trait Listener: Send + Sync + 'static {
 pub(super) struct Gate {
     free: Arc<Semaphore>,
     limit: usize,
+    connection_age: Duration,
     services: Arc<Services>,
+    carriers: Arc<Carriers>,
     drain: Arc<Drain>,
     /// Lines about connections that were closed because of the limit.
     full: Arc<Throttle>,
@@ -58,13 +63,20 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Lets at most `limit` connections in at once.
-    pub(super) fn new(limit: usize, services: Arc<Services>, drain: Arc<Drain>) -> Self {
-        let limit = limit.min(Semaphore::MAX_PERMITS);
+    /// Lets as many connections in at once as the settings say.
+    pub(super) fn new(
+        settings: &Settings,
+        services: Arc<Services>,
+        carriers: Arc<Carriers>,
+        drain: Arc<Drain>,
+    ) -> Self {
+        let limit = settings.connections.min(Semaphore::MAX_PERMITS);
         Self {
             free: Arc::new(Semaphore::new(limit)),
             limit,
+            connection_age: settings.connection_age,
             services,
+            carriers,
             drain,
             full: Arc::default(),
             refused: Arc::default(),
@@ -128,7 +140,10 @@ fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Semaphore>
                     return full(&gate, gate.limit);
                 };
                 debug!(listener = name, %who, "connected");
-                connection::serve(io, Arc::new(who), Arc::clone(&gate.services), drain).await;
+                let registration = gate.carriers.register();
+                let peer = Peer::new(who, registration.carrier().clone());
+                let ends = Ends::new(registration.carrier(), gate.connection_age, drain);
+                connection::serve(io, peer, Arc::clone(&gate.services), ends).await;
             }
             Err(why) => {
                 if let Some(skipped) = gate.refused.allow(Instant::now()) {

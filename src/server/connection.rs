@@ -24,8 +24,8 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{drain::ConnectionDrain, services::Services};
-use crate::auth::Identity;
+use super::{ends::Ends, services::Services};
+use crate::api::Peer;
 
 /// How long a new connection may take to send its preface and first frame.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -45,25 +45,21 @@ const HEADERS_MAX_BYTES: u32 = 16 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves one connection until the peer ends it, breaks it, or the drain does.
-pub(super) async fn serve<I>(
-    io: I,
-    who: Arc<Identity>,
-    services: Arc<Services>,
-    mut drain: ConnectionDrain,
-) where
+/// Serves one connection until the peer ends it, breaks it, or it has to end.
+pub(super) async fn serve<I>(io: I, peer: Peer, services: Arc<Services>, mut ends: Ends)
+where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = service_fn(move |request| {
-        let (who, services) = (Arc::clone(&who), Arc::clone(&services));
-        async move { Ok::<_, Infallible>(services.answer(who, request).await) }
+        let (peer, services) = (peer.clone(), Arc::clone(&services));
+        async move { Ok::<_, Infallible>(services.answer(peer, request).await) }
     });
     let hello = Hello::new(io);
     let said = Arc::clone(&hello.said);
     let mut connection = pin!(http2().serve_connection(TokioIo::new(hello), answer));
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = drain.started() => {
+        farewell = ends.due() => {
             // Who has not said hello cannot be told goodbye, and has nothing in work.
             if !said.load(Ordering::Relaxed) {
                 return;
@@ -71,7 +67,7 @@ pub(super) async fn serve<I>(
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 result = connection => result,
-                () = drain.cut() => return,
+                () = ends.cut(farewell) => return,
             }
         }
     };

@@ -14,7 +14,7 @@ use tonic_health::pb::{
 use crate::{api, wire::key_wrap_server::KeyWrapServer};
 
 /// The name of our service, as health checks ask for it.
-const SERVICE: &str = <KeyWrapServer<api::KeyWrap> as NamedService>::NAME;
+const SERVICE: &str = <KeyWrapServer<api::Api> as NamedService>::NAME;
 
 #[derive(Clone, Debug)]
 pub(super) struct Health {

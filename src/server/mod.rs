@@ -16,6 +16,7 @@
 mod accept;
 mod connection;
 mod drain;
+mod ends;
 mod health;
 mod limits;
 mod services;
@@ -69,11 +70,12 @@ pub async fn serve(
     on_listening: impl FnOnce(&Listening),
 ) -> Result<(), SetupError> {
     let drain = Arc::new(Drain::new());
+    let carriers = Arc::clone(engine.carriers());
     let services = Arc::new(Services::new(
-        api::service(engine, policy, drain.draining()),
+        api::services(engine, policy, drain.draining()),
         health::Health::new(ready, drain.draining()),
     ));
-    let gate = Gate::new(settings.connections, services, Arc::clone(&drain));
+    let gate = Gate::new(settings, services, carriers, Arc::clone(&drain));
 
     // Whatever can fail comes before the first listener can be connected to.
     let tcp = match &settings.tcp {

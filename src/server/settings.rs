@@ -12,6 +12,9 @@ pub struct Settings {
     pub tcp: Option<TcpSettings>,
     /// Connections at once, over both listeners; beyond it new ones are closed at once.
     pub connections: usize,
+    /// About how long a connection lives; clients open another without noticing. Each gets
+    /// up to a tenth less, so that they do not all end together.
+    pub connection_age: Duration,
     /// How long calls in work may still take after SIGTERM.
     pub drain: Duration,
 }

@@ -10,56 +10,94 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keyward::secret::Secret;
+use keyward::{client::Error, secret::Secret};
+use tokio::task::JoinSet;
 
 use super::served::{KEK, Served};
 
 const DEK: [u8; 32] = [0x42; 32];
 
+/// What callers have met.
+#[derive(Default)]
+struct Met {
+    good: AtomicUsize,
+    unreachable: AtomicUsize,
+}
+
+impl Met {
+    fn note(&self, outcome: Result<Secret, Error>) {
+        match outcome {
+            Ok(dek) => {
+                assert!(dek.ct_eq(&DEK), "another key was used");
+                self.good.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                assert_eq!(error.reason(), "BACKEND_UNREACHABLE", "{error}");
+                assert!(error.retry_after().is_some(), "it says when to try again");
+                self.unreachable.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn good(&self) -> usize {
+        self.good.load(Ordering::Relaxed)
+    }
+
+    async fn wait_for_good(&self, more: usize, served: &Served) {
+        let wanted = self.good() + more;
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.good() < wanted {
+            assert!(Instant::now() < until, "no good answers:\n{}", served.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_goes_away_under_load_and_comes_back() {
     let served = Served::start();
     let client = served.client();
-    let wrapped = client.wrap(KEK, &Secret::copy_of(&DEK), b"").await.expect("a wrapped DEK");
+    let dek = Secret::copy_of(&DEK);
+    let cached = client.wrap(KEK, &dek, b"").await.expect("a wrapped DEK");
     let stop = Arc::new(AtomicBool::new(false));
-    let (good, unreachable) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let load: Vec<_> = (0..4)
-        .map(|_| {
-            let (client, wrapped, stop) = (client.clone(), wrapped.clone(), Arc::clone(&stop));
-            let (good, unreachable) = (Arc::clone(&good), Arc::clone(&unreachable));
-            tokio::spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    match client.unwrap(&wrapped, b"").await {
-                        Ok(dek) => {
-                            assert!(dek.ct_eq(&DEK), "another key was used");
-                            good.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Err(error) => {
-                            assert_eq!(error.reason(), "BACKEND_UNREACHABLE", "{error}");
-                            assert!(error.retry_after().is_some(), "it says when to try again");
-                            unreachable.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                }
-            })
-        })
-        .collect();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (hits, misses) = (Arc::new(Met::default()), Arc::new(Met::default()));
+    let mut load = JoinSet::new();
+    for _ in 0..4 {
+        let (client, cached) = (client.clone(), cached.clone());
+        let (stop, hits) = (Arc::clone(&stop), Arc::clone(&hits));
+        load.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                hits.note(client.unwrap(&cached, b"").await);
+            }
+        });
+    }
+    for _ in 0..2 {
+        let client = client.clone();
+        let (stop, misses) = (Arc::clone(&stop), Arc::clone(&misses));
+        load.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                // RSA wraps without the HSM, and each time to something else.
+                let fresh = client.wrap(KEK, &Secret::copy_of(&DEK), b"").await;
+                misses.note(client.unwrap(&fresh.expect("a wrapped DEK"), b"").await);
+            }
+        });
+    }
+    hits.wait_for_good(20, &served).await;
+    misses.wait_for_good(5, &served).await;
     let away = served.token.dir.path().join("away");
     fs::rename(served.token.storage(), &away).expect("the token goes away");
+    // Four lease intervals, so that nothing but the grace lets hits through.
     tokio::time::sleep(Duration::from_secs(4)).await;
+    hits.wait_for_good(100, &served).await;
     fs::rename(&away, served.token.storage()).expect("the token comes back");
-    let before = good.load(Ordering::Relaxed);
-    let until = Instant::now() + Duration::from_secs(20);
-    while good.load(Ordering::Relaxed) < before + 100 {
-        assert!(Instant::now() < until, "it did not recover:\n{}", served.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    misses.wait_for_good(20, &served).await;
+    hits.wait_for_good(100, &served).await;
     stop.store(true, Ordering::Relaxed);
-    for task in load {
-        task.await.expect("no caller saw a wrong answer");
+    while let Some(ended) = load.join_next().await {
+        ended.expect("no caller saw a wrong answer");
     }
-    assert!(unreachable.load(Ordering::Relaxed) > 0, "the token was never away");
+    assert!(misses.unreachable.load(Ordering::Relaxed) > 0, "the token was never away");
+    assert_eq!(hits.unreachable.load(Ordering::Relaxed), 0, "what is cached was refused");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use tonic_health::pb::{
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
-use super::support::sidecar::{Sidecar, dek, eventually};
+use super::support::sidecar::{Sidecar, dek, eventually, wrapped_deks};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_says_not_serving_until_it_is_ready() {
@@ -75,16 +75,18 @@ async fn reflection_tells_both_kinds_of_clients() {
 async fn calls_in_work_are_finished_and_no_new_connection_gets_in() {
     let mut sidecar = Sidecar::start().await;
     let client = sidecar.client();
-    let wrapped = client.wrap("orders", &dek(), b"").await.unwrap();
+    let mut different = wrapped_deks(&client, 9).await;
+    let last = different.remove(8);
     sidecar.fake.hold.send_replace(true);
-    let calls: Vec<_> = (0..8)
-        .map(|_| {
-            let (client, wrapped) = (client.clone(), wrapped.clone());
+    let calls: Vec<_> = different
+        .into_iter()
+        .map(|wrapped| {
+            let client = client.clone();
             tokio::spawn(async move { client.unwrap(&wrapped, b"").await })
         })
         .collect();
     // A stream with items in work, and more to come.
-    let item = Item { id: 1, wrapped: wrapped.clone(), context: vec![] };
+    let item = Item { id: 1, wrapped: last, context: vec![] };
     let endless = stream::iter([item]).chain(stream::pending());
     let mut answers = client.unwrap_stream(endless, Duration::from_secs(60)).await.unwrap();
     eventually("all are in work", || sidecar.fake.running() == 9).await;

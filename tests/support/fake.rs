@@ -11,7 +11,7 @@ use std::{
 };
 
 use keyward::{
-    backend::{Backend, Officer},
+    backend::{Backend, Officer, Room},
     error::{Error, Reason},
     kek::{
         Algorithm, Assurance, Fingerprint, KeyRef, UsableVersion, Validity, VersionId, VersionInfo,
@@ -181,6 +181,10 @@ impl Backend for Fake {
 
     async fn random(&self, len: usize, _deadline: Instant) -> Result<Option<Secret>, Error> {
         Ok(Some(Secret::zeroed(len)))
+    }
+
+    fn room(&self) -> Room {
+        Room { at_once: 1024, waiting: 4096 }
     }
 
     fn officer(&self) -> Option<&dyn Officer> {

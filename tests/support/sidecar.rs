@@ -1,16 +1,23 @@
 //! A whole sidecar in this process, over a fake backend, with real listeners.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use keyward::{
     auth::{Grant, KekPattern, Policy, WhoPattern},
-    client::{Client, Endpoint, TlsFiles},
+    cache::{Cache, CacheSettings},
+    client::{Client, Endpoint, TlsFiles, WrappedDek},
     engine::{Engine, KekSpec},
     kek::{Algorithm, KekName, KeyRef},
+    lease::Terms,
     op::Op,
-    secret::Secret,
+    secret::{Secret, shelves},
     server::{self, Settings, SetupError, SocketSettings, TcpSettings},
     wire::key_wrap_client::KeyWrapClient,
 };
@@ -27,7 +34,8 @@ use super::{fake::Fake, pki::Pki};
 pub const NODE: &str = "spiffe://example.org/node/1";
 /// A KEK that exists and that the policy gives to nobody.
 pub const UNGRANTED: &str = "treasury";
-pub const ALL_OPS: [Op; 5] = [Op::Wrap, Op::Unwrap, Op::Generate, Op::Rewrap, Op::Describe];
+pub const ALL_OPS: [Op; 6] =
+    [Op::Wrap, Op::Unwrap, Op::Generate, Op::Rewrap, Op::Describe, Op::Purge];
 
 pub struct Sidecar {
     pub dir: TempDir,
@@ -73,6 +81,16 @@ fn spec(name: &str, fake: &Arc<Fake>) -> KekSpec {
     }
 }
 
+/// An engine with a small cache whose DEKs stay for long.
+pub fn engine(keks: Vec<KekSpec>) -> Engine {
+    let hour = Duration::from_secs(3600);
+    let settings = CacheSettings { capacity: 1024, ttl: hour, idle: hour };
+    let (count, slots) = Cache::layout(settings.capacity);
+    let cache = Cache::new(settings, shelves(count, slots), Instant::now()).unwrap();
+    let terms = Terms { interval: hour, outage_grace: hour };
+    Engine::new(keks, terms, Arc::new(cache), Arc::default())
+}
+
 impl Sidecar {
     pub async fn start() -> Self {
         Self::start_with(|_| {}, &["orders", "orders-2", UNGRANTED]).await
@@ -90,13 +108,14 @@ impl Sidecar {
             }),
             tcp: Some(TcpSettings { listen: "127.0.0.1:0".parse().unwrap(), tls: pki.server() }),
             connections: 2000,
+            connection_age: Duration::from_secs(600),
             drain: Duration::from_secs(10),
         };
         change(&mut settings);
         let fake = Fake::new();
-        let engine = Arc::new(Engine::new(keks.iter().map(|name| spec(name, &fake)).collect()));
+        let engine = Arc::new(engine(keks.iter().map(|name| spec(name, &fake)).collect()));
         for name in engine.names() {
-            engine.verify(name, std::time::Instant::now() + Duration::from_secs(5)).await.unwrap();
+            engine.verify(name, Instant::now() + Duration::from_secs(5)).await.unwrap();
         }
         let policy = Arc::new(ArcSwap::from_pointee(policy()));
         let (ready, seen) = watch::channel(false);
@@ -175,6 +194,16 @@ impl Sidecar {
 
 pub fn dek() -> Secret {
     Secret::new((0..32).collect())
+}
+
+/// Different DEKs, wrapped: each takes an unwrap of its own.
+pub async fn wrapped_deks(client: &Client, n: usize) -> Vec<WrappedDek> {
+    let mut wrapped = Vec::new();
+    for i in 0..n as u64 {
+        let dek = Secret::new([i.to_be_bytes(), [7; 8], [8; 8], [9; 8]].concat());
+        wrapped.push(client.wrap("orders", &dek, b"").await.unwrap());
+    }
+    wrapped
 }
 
 /// Waits, for at most five seconds, until `done`.

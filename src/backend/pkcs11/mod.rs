@@ -43,7 +43,7 @@ use tracing::warn;
 pub use settings::{PinSource, Settings, TokenSelector};
 
 use crate::{
-    backend::{Backend, Officer},
+    backend::{Backend, Officer, Room},
     error::{Error, Reason},
     kek::{Algorithm, Family, KeyRef, UsableVersion, VersionInfo},
     secret::Secret,
@@ -60,6 +60,7 @@ use worker::{Pool, Seat, Terms};
 pub struct Pkcs11Backend {
     name: String,
     patience: Duration,
+    queue: usize,
     pool: Arc<Pool>,
     judge: Judge,
 }
@@ -73,7 +74,7 @@ impl Pkcs11Backend {
         let workers = log_in(&token, settings.sessions).map_err(Fault::into_error)?;
         let Settings { name, queue, call_timeout: patience, .. } = settings;
         let pool = Arc::new(Pool::start(token, &name, workers, queue)?);
-        Ok(Self { name, patience, pool, judge: Judge::default() })
+        Ok(Self { name, patience, queue, pool, judge: Judge::default() })
     }
 
     /// How many worker threads hang in the module at this moment.
@@ -356,6 +357,11 @@ impl Backend for Pkcs11Backend {
             Err(Fault::Ckr(error)) if ckr::class(error.code) == ckr::Class::Mechanism => Ok(None),
             Err(fault) => Err(fault.into_error()),
         }
+    }
+
+    fn room(&self) -> Room {
+        // One for each worker, and one more that it finds when it is done.
+        Room { at_once: 2 * self.pool.workers(), waiting: self.queue }
     }
 
     fn officer(&self) -> Option<&dyn Officer> {

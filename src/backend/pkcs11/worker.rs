@@ -131,7 +131,7 @@ impl Pool {
         mut operation: impl FnMut(&mut Seat<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let hung = self.hung();
-        if hung == self.shared.overdue_at.len() {
+        if hung == self.workers() {
             return Err(Fault::Hung(hung));
         }
         let (reply, answer) = oneshot::channel();
@@ -173,6 +173,11 @@ impl Pool {
             }
         };
         Err(refused.into())
+    }
+
+    /// How many workers there are.
+    pub(super) fn workers(&self) -> usize {
+        self.shared.overdue_at.len()
     }
 
     /// How many workers have been in one operation for longer than their caller waits.

@@ -1,0 +1,63 @@
+//! The Admin service: what operators do. Each method asks for a permission that no
+//! storage node needs.
+
+use std::time::Instant;
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Api, Call, on_record};
+use crate::{
+    auth::Permit,
+    engine::Purged,
+    error::{Error, Reason},
+    op::Op,
+    wire::{self, PurgeCacheRequest, PurgeCacheResponse},
+};
+
+/// The same for who may purge nothing, whatever there is.
+fn refusal() -> Error {
+    Error::new(Reason::PermissionDenied, "the policy does not allow this caller to purge any KEK")
+        .with_fix("ask the operator for a [[policy]] entry that names this caller")
+}
+
+impl Api {
+    /// A permit for each KEK that the caller may purge; `Err` if for none.
+    fn all_permits(&self, call: &Call) -> Result<Vec<Permit>, Error> {
+        let policy = self.policy.load();
+        let permits: Vec<_> = self
+            .engine
+            .names()
+            .filter_map(|name| policy.permit(call.peer.who(), call.op, name).ok())
+            .collect();
+        match permits.is_empty() {
+            false => Ok(permits),
+            true => {
+                let refusal = Err(refusal());
+                on_record(call.op, call.peer.who(), "-", Instant::now(), refusal)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl wire::admin_server::Admin for Api {
+    async fn purge_cache(
+        &self,
+        request: Request<PurgeCacheRequest>,
+    ) -> Result<Response<PurgeCacheResponse>, Status> {
+        let call = Call::unary(Op::Purge, &request)?;
+        let PurgeCacheRequest { kek } = request.into_inner();
+        let permits = match kek.as_str() {
+            "" => self.all_permits(&call)?,
+            name => vec![self.admit(&call, name, |_| Ok(()))?.0],
+        };
+        let mut response = PurgeCacheResponse::default();
+        for permit in permits {
+            let Purged { deks, connections, left_open } = self.engine.purge(permit).await?;
+            response.deks += deks as u64;
+            response.connections += connections as u64;
+            response.left_open += left_open as u64;
+        }
+        Ok(Response::new(response))
+    }
+}

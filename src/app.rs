@@ -23,6 +23,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    alloc,
     backend::{Backend, pkcs11::Pkcs11Backend},
     cache::Cache,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
@@ -58,11 +59,19 @@ pub fn build_backend(config: &BackendConfig) -> Result<Arc<dyn Backend>, Error> 
 
 /// Runs the sidecar until SIGTERM or SIGINT.
 pub fn serve(config: Config) -> Result<(), StartError> {
+    // Before there are threads or secrets.
+    secret::harden().map_err(|error| StartError::new("cannot turn core dumps off", error))?;
+    let c_heap_is_overwritten = alloc::overwrite_what_c_frees();
     observe::start(config.log.format, &config.log.filter)
         .map_err(|cause| StartError::new("cannot start the log", cause))?;
+    if !c_heap_is_overwritten {
+        warn!("the C library cannot overwrite what a PKCS#11 module frees");
+    }
     server::raise_nofile_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("keyward")
+        // What waits must not keep a DEK in its registers or on its stack.
+        .on_thread_park(secret::scrub)
         .enable_all()
         .build()
         .map_err(|error| StartError::new("cannot start the runtime", error))?;

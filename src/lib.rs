@@ -16,6 +16,8 @@
 #![deny(unsafe_code, missing_docs, unreachable_pub, rustdoc::broken_intra_doc_links)]
 
 // rank 0: words
+#[cfg(feature = "server")]
+pub mod alloc;
 pub mod error;
 pub mod op;
 pub mod secret;

@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use keyward::alloc::Wiping;
+
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping::new();
+
 fn main() -> ExitCode {
     keyward::cli::main()
 }

@@ -1,11 +1,21 @@
-//! Secret bytes: the one type that holds a DEK, a PIN or a payload.
+//! Secret bytes: the one type that holds a DEK, a PIN or a payload, and what keeps the
+//! process around it from giving them away.
 //!
-//! It refuses to be cloned, serialized, printed or compared with `==`, and wipes
-//! itself when dropped. It knows nothing of what the bytes mean.
+//! [`Secret`] refuses to be cloned, serialized, printed or compared with `==`, and wipes
+//! itself when dropped. The server also has memory that the kernel protects (`slab.rs`),
+//! wipes what work left on its threads (`scrub.rs`), and turns core dumps off
+//! (`process.rs`). Nothing here knows what the bytes mean.
 //!
 //! Invariant: the whole allocation is wiped, not only the bytes in use, because a
 //! `Vec` that was truncated still holds the rest.
 
+#[cfg(feature = "server")]
+mod process;
+#[cfg(feature = "server")]
+mod region;
+#[cfg(feature = "server")]
+mod scrub;
+#[cfg(feature = "server")]
 mod slab;
 
 use std::fmt;
@@ -13,6 +23,13 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
+#[cfg(feature = "server")]
+pub use process::harden;
+#[cfg(feature = "server")]
+pub use region::{Protection, SlabError};
+#[cfg(feature = "server")]
+pub use scrub::scrub;
+#[cfg(feature = "server")]
 pub use slab::{SLOT_BYTES, Shelf, shelves};
 
 /// Bytes that are wiped when dropped.

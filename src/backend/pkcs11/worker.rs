@@ -35,7 +35,10 @@ use super::{
     recover::{Advice, Rung, advise},
     token::{Live, Token},
 };
-use crate::error::{Error, Reason};
+use crate::{
+    error::{Error, Reason},
+    secret::scrub,
+};
 
 /// Sessions and logins are not torn down for everyone more often than this.
 const ERA_MIN: Duration = Duration::from_millis(250);
@@ -279,6 +282,8 @@ impl Worker {
                 self.give_up_session();
             }
             self.shared.overdue_at[self.index].store(0, Ordering::Relaxed);
+            // The next task may be long in coming.
+            scrub();
         }
         self.close();
     }

@@ -30,7 +30,8 @@ use crate::{
     engine::{self, Engine, KekSpec},
     error::{Error, Reason},
     kek::KekName,
-    observe, secret,
+    observe,
+    secret::{self, Protection, SlabError},
     server::{self, SetupError},
 };
 
@@ -144,8 +145,12 @@ async fn run(config: Config) -> Result<(), StartError> {
 fn build_cache(config: &CacheConfig) -> Result<Cache, StartError> {
     let CacheConfig { settings, allow_unlocked, .. } = *config;
     let (count, slots) = Cache::layout(settings.capacity);
-    let shelves = secret::shelves(count, slots);
-    let _ = allow_unlocked;
+    let (shelves, protection) = secret::shelves(count, slots, allow_unlocked)?;
+    let memory = protection.as_str();
+    match protection {
+        Protection::Unlocked => warn!(memory, "cached DEKs may be written to swap"),
+        Protection::SecretMemory | Protection::Locked => info!(memory, "cached DEKs are locked"),
+    }
     Cache::new(settings, shelves, Instant::now())
         .map_err(|error| StartError::of("cannot make the DEK cache".to_owned(), &error))
 }
@@ -265,6 +270,16 @@ impl StartError {
             None => error.to_string(),
         };
         Self { what, cause, fix: error.fix().map(str::to_owned) }
+    }
+}
+
+impl From<SlabError> for StartError {
+    fn from(error: SlabError) -> Self {
+        Self {
+            what: error.what().to_owned(),
+            cause: error.cause(),
+            fix: error.fix(),
+        }
     }
 }
 

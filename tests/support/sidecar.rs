@@ -86,7 +86,8 @@ pub fn engine(keks: Vec<KekSpec>) -> Engine {
     let hour = Duration::from_secs(3600);
     let settings = CacheSettings { capacity: 1024, ttl: hour, idle: hour };
     let (count, slots) = Cache::layout(settings.capacity);
-    let cache = Cache::new(settings, shelves(count, slots), Instant::now()).unwrap();
+    let (shelves, _) = shelves(count, slots, true).unwrap();
+    let cache = Cache::new(settings, shelves, Instant::now()).unwrap();
     let terms = Terms { interval: hour, outage_grace: hour };
     Engine::new(keks, terms, Arc::new(cache), Arc::default())
 }

@@ -24,15 +24,15 @@ use tracing::{error, info, warn};
 
 use crate::{
     alloc,
-    backend::{Backend, pkcs11::Pkcs11Backend},
+    backend::{Backend, Metered, pkcs11::Pkcs11Backend},
     cache::Cache,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
     error::{Error, Reason},
     kek::KekName,
-    observe,
+    observe::{self, Metrics},
     secret::{self, Protection, SlabError},
-    server::{self, SetupError},
+    server::{self, Served, SetupError},
 };
 
 /// How long one KEK's first self-test may take.
@@ -91,10 +91,17 @@ async fn run(config: Config) -> Result<(), StartError> {
         opened = opening => opened
             .map_err(|error| StartError::new("cannot open the backends", error))??,
     };
+    let metrics = Arc::new(Metrics::new(
+        config.keks.iter().map(|kek| kek.name.as_str()),
+        backends.iter().map(|backend| backend.name()),
+    ));
+    let backends: Vec<_> =
+        backends.into_iter().map(|backend| Metered::over(backend, &metrics)).collect();
     let keks = kek_specs(&config.keks, &backends);
-    let cache = build_cache(&config.cache)?;
-    let engine = Engine::new(keks, config.cache.terms, Arc::new(cache), Arc::default());
+    let cache = Arc::new(build_cache(&config.cache)?);
+    let engine = Engine::new(keks, config.cache.terms, cache, Arc::clone(&metrics));
     let engine = Arc::new(engine);
+    engine.be_watched();
     let policy = Arc::new(ArcSwap::from_pointee(config.policy));
     let (ready, is_ready) = watch::channel(false);
     let (give_up, gave_up) = oneshot::channel();
@@ -126,15 +133,17 @@ async fn run(config: Config) -> Result<(), StartError> {
         }
         notify_supervisor(NotifyState::Stopping);
     };
-    let served = server::serve(&config.server, engine, policy, is_ready, stop, |listening| {
-        info!(socket = ?listening.socket, tcp = ?listening.tcp, "listening");
+    let served = Served { engine, policy, metrics, ready: is_ready };
+    let ended = server::serve(&config.server, served, stop, |listening| {
+        let server::Listening { socket, tcp, admin } = listening;
+        info!(?socket, ?tcp, ?admin, "listening");
     })
     .await;
     proving.abort();
     for backend in &backends {
         backend.close().await;
     }
-    served?;
+    ended?;
     match fatal {
         Some(error) => Err(error),
         None => Ok(()),
@@ -275,11 +284,7 @@ impl StartError {
 
 impl From<SlabError> for StartError {
     fn from(error: SlabError) -> Self {
-        Self {
-            what: error.what().to_owned(),
-            cause: error.cause(),
-            fix: error.fix(),
-        }
+        Self { what: error.what().to_owned(), cause: error.cause(), fix: error.fix() }
     }
 }
 

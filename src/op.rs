@@ -44,6 +44,9 @@ pub enum Op {
 pub enum Audit {
     /// One line an operation.
     Always,
+    /// One line an operation; at `debug` if it succeeded from memory alone, so that
+    /// by default a hit in the cache leaves its trace in the metrics only.
+    UnlessCached,
     /// One line if it was refused or failed.
     Failures,
 }
@@ -82,7 +85,7 @@ pub const OPS: [OpSpec; 6] = [
         deadline: SECONDS_10,
         idempotent: true,
         carries_dek: true,
-        audit: Audit::Always,
+        audit: Audit::UnlessCached,
     },
     OpSpec {
         op: Op::Generate,

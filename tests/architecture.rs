@@ -25,7 +25,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     // recorders
     ("observe", 2, &["error", "op", "auth"]),
     // the seam
-    ("backend", 3, &["secret", "error", "kek"]),
+    ("backend", 3, &["secret", "error", "kek", "observe"]),
     // around it
     ("cache", 4, &["secret", "error", "op", "kek", "envelope", "observe"]),
     ("carriers", 4, &["kek"]),
@@ -80,6 +80,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
 const VENDORS: &[(&str, &[&str])] = &[
     ("cryptoki", &["backend/pkcs11/"]),
     ("cryptoki_sys", &["backend/pkcs11/"]),
+    ("prometheus_client", &["observe/"]),
     ("tonic", &["wire.rs", "api/", "server/", "client/"]),
     ("tonic_health", &["server/"]),
     ("tonic_reflection", &["server/"]),

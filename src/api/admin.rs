@@ -33,7 +33,7 @@ impl Api {
             false => Ok(permits),
             true => {
                 let refusal = Err(refusal());
-                on_record(call.op, call.peer.who(), "-", Instant::now(), refusal)
+                on_record(&self.metrics, call.op, call.peer.who(), "-", Instant::now(), refusal)
             }
         }
     }
@@ -45,7 +45,7 @@ impl wire::admin_server::Admin for Api {
         &self,
         request: Request<PurgeCacheRequest>,
     ) -> Result<Response<PurgeCacheResponse>, Status> {
-        let call = Call::unary(Op::Purge, &request)?;
+        let call = Call::unary(self, Op::Purge, &request)?;
         let PurgeCacheRequest { kek } = request.into_inner();
         let permits = match kek.as_str() {
             "" => self.all_permits(&call)?,

@@ -35,7 +35,7 @@ use crate::{
     error::{Error, Reason},
     kek::KekName,
     lanes::Lane,
-    observe::{self, Record},
+    observe::{Metrics, Record},
     op::{MESSAGE_MAX_BYTES, Op},
     wire::{self, admin_server::AdminServer, key_wrap_server::KeyWrapServer},
 };
@@ -57,9 +57,10 @@ pub struct Services {
 pub fn services(
     engine: Arc<Engine>,
     policy: Arc<ArcSwap<Policy>>,
+    metrics: Arc<Metrics>,
     draining: watch::Receiver<bool>,
 ) -> Services {
-    let api = Api { engine, policy, draining };
+    let api = Api { engine, policy, metrics, draining };
     Services {
         key_wrap: KeyWrapServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
@@ -77,6 +78,8 @@ pub struct Api {
     /// Swapped whole when the configuration is reloaded; read once for each request
     /// and each item of a stream.
     policy: Arc<ArcSwap<Policy>>,
+    /// For what is refused before it reaches the engine.
+    metrics: Arc<Metrics>,
     draining: watch::Receiver<bool>,
 }
 
@@ -90,17 +93,18 @@ struct Call {
 }
 
 impl Call {
-    fn unary<T>(op: Op, request: &Request<T>) -> Result<Self, Error> {
+    fn unary<T>(api: &Api, op: Op, request: &Request<T>) -> Result<Self, Error> {
         let peer = peer::peer(request.extensions())?;
         let now = Instant::now();
         let given = deadline::given(request.metadata(), now);
-        let given = on_record(op, peer.who(), "-", now, given)?;
+        let given = on_record(&api.metrics, op, peer.who(), "-", now, given)?;
         Ok(Self { op, peer, lane: Lane::Front, deadline: deadline::of_call(op, given, now) })
     }
 }
 
-/// Passes `result` on, after a line in the log if it is a refusal.
+/// Passes `result` on, after it is recorded if it is a refusal.
 fn on_record<T>(
+    metrics: &Metrics,
     op: Op,
     who: &Identity,
     kek: &str,
@@ -108,8 +112,8 @@ fn on_record<T>(
     result: Result<T, Error>,
 ) -> Result<T, Error> {
     if let Err(error) = &result {
-        let took = started.elapsed();
-        observe::record(&Record { op, who, kek, version: None, took, outcome: Err(error) });
+        let (took, outcome) = (started.elapsed(), Err(error));
+        metrics.record(&Record { op, who, kek, version: None, cached: false, took, outcome });
     }
     result
 }
@@ -134,7 +138,7 @@ impl Api {
         });
         // Only what is a name may be logged: anything else is a stranger's text.
         let kek = name.as_ref().map_or("-", KekName::as_str);
-        on_record(call.op, call.peer.who(), kek, started, admitted)
+        on_record(&self.metrics, call.op, call.peer.who(), kek, started, admitted)
     }
 
     async fn unwrap_one(
@@ -174,7 +178,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
         &self,
         request: Request<wire::WrapRequest>,
     ) -> Result<Response<wire::WrapResponse>, Status> {
-        let call = Call::unary(Op::Wrap, &request)?;
+        let call = Call::unary(self, Op::Wrap, &request)?;
         let mut request = request.into_inner();
         let kek = mem::take(&mut request.kek);
         let (permit, (dek, context)) = self.admit(&call, &kek, |_| {
@@ -188,7 +192,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
         &self,
         request: Request<wire::UnwrapRequest>,
     ) -> Result<Response<wire::UnwrapResponse>, Status> {
-        let call = Call::unary(Op::Unwrap, &request)?;
+        let call = Call::unary(self, Op::Unwrap, &request)?;
         let wire::UnwrapRequest { wrapped, context } = request.into_inner();
         let Unwrapped { dek, source } = self.unwrap_one(&call, wrapped, &context).await?;
         let cache = encode::cache_outcome(source).into();
@@ -208,7 +212,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
         &self,
         request: Request<wire::GenerateDekRequest>,
     ) -> Result<Response<wire::GenerateDekResponse>, Status> {
-        let call = Call::unary(Op::Generate, &request)?;
+        let call = Call::unary(self, Op::Generate, &request)?;
         let request = request.into_inner();
         let (permit, (len, context)) = self.admit(&call, &request.kek, |_| {
             Ok((decode::dek_len(request.length)?, Context::parse(&request.context)?))
@@ -224,7 +228,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
         &self,
         request: Request<wire::RewrapRequest>,
     ) -> Result<Response<wire::RewrapResponse>, Status> {
-        let call = Call::unary(Op::Rewrap, &request)?;
+        let call = Call::unary(self, Op::Rewrap, &request)?;
         let wire::RewrapRequest { wrapped, context } = request.into_inner();
         Ok(Response::new(self.rewrap_one(&call, wrapped, &context).await?))
     }
@@ -242,7 +246,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
         &self,
         request: Request<wire::GetKekRequest>,
     ) -> Result<Response<wire::GetKekResponse>, Status> {
-        let call = Call::unary(Op::Describe, &request)?;
+        let call = Call::unary(self, Op::Describe, &request)?;
         let wire::GetKekRequest { name } = request.into_inner();
         let (permit, ()) = self.admit(&call, &name, |_| Ok(()))?;
         let kek = encode::kek(&self.engine.describe(permit)?, encode::PublicKeys::With);
@@ -257,7 +261,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
         &self,
         request: Request<wire::ListKeksRequest>,
     ) -> Result<Response<wire::ListKeksResponse>, Status> {
-        let call = Call::unary(Op::Describe, &request)?;
+        let call = Call::unary(self, Op::Describe, &request)?;
         let wire::ListKeksRequest { after } = request.into_inner();
         let mut response = wire::ListKeksResponse::default();
         let mut room = MESSAGE_MAX_BYTES - LIST_SLACK_BYTES;

@@ -41,7 +41,7 @@ pub(super) fn unwrap(
     api: &Api,
     request: Request<Streaming<UnwrapStreamRequest>>,
 ) -> Answers<UnwrapStreamResponse> {
-    let caller = Caller::of(Op::Unwrap, &request)?;
+    let caller = Caller::of(api, Op::Unwrap, &request)?;
     let stop = caller.stop(api.draining.clone());
     let api = api.clone();
     let start = move |item: UnwrapStreamRequest| {
@@ -72,7 +72,7 @@ pub(super) fn rewrap(
     api: &Api,
     request: Request<Streaming<RewrapStreamRequest>>,
 ) -> Answers<RewrapStreamResponse> {
-    let caller = Caller::of(Op::Rewrap, &request)?;
+    let caller = Caller::of(api, Op::Rewrap, &request)?;
     let stop = caller.stop(api.draining.clone());
     let api = api.clone();
     let start = move |item: RewrapStreamRequest| {
@@ -100,10 +100,10 @@ struct Caller {
 }
 
 impl Caller {
-    fn of<T>(op: Op, request: &Request<T>) -> Result<Self, Error> {
+    fn of<T>(api: &Api, op: Op, request: &Request<T>) -> Result<Self, Error> {
         let peer = peer::peer(request.extensions())?;
         let given = deadline::given(request.metadata(), Instant::now());
-        let deadline = on_record(op, peer.who(), "-", Instant::now(), given)?;
+        let deadline = on_record(&api.metrics, op, peer.who(), "-", Instant::now(), given)?;
         Ok(Self { op, peer, deadline })
     }
 

@@ -7,11 +7,14 @@
 //! Powers that not every backend has are small traits of their own, reached through
 //! a method that returns an `Option`: there is no default "not supported".
 
+mod metered;
 pub mod pkcs11;
 
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
+
+pub use metered::Metered;
 
 use crate::{
     error::Error,

@@ -116,6 +116,7 @@ pub(super) static SERVER: Section = Section {
         &SOCKET_GROUP,
         &LISTEN,
         &TLS,
+        &ADMIN,
         &CONNECTION_AGE,
         &DRAIN,
     ],
@@ -153,6 +154,11 @@ pub(super) static CERTIFICATE: Key =
     Key::required("certificate", Kind::Path, r#""tls/server.pem""#);
 pub(super) static TLS_KEY: Key = Key::required("key", Kind::Path, r#""tls/server.key""#);
 pub(super) static CLIENT_CA: Key = Key::required("client_ca", Kind::Path, r#""tls/ca.pem""#);
+
+pub(super) static ADMIN: Key = Key::optional("admin", Kind::Text, r#""127.0.0.1:9464""#).doc(
+    "Address and port for /metrics (Prometheus), /healthz and /readyz over plain HTTP, to\n\
+     anybody who can reach it: metrics name the KEKs, and hold no secret.",
+);
 
 pub(super) static CONNECTION_AGE: Key =
     Key::default("connection_age", Kind::Duration { min: "1s", max: "24h" }, r#""10m""#).doc(
@@ -360,13 +366,7 @@ pub(super) struct Refused {
 }
 
 /// Names that get an answer of their own instead of "unknown".
-pub(super) static REFUSED: [Refused; 3] = [
-    Refused {
-        section: "server",
-        name: "admin",
-        what: "this release does not serve metrics",
-        fix: "remove the key; health is served over gRPC on the same listeners",
-    },
+pub(super) static REFUSED: [Refused; 2] = [
     Refused {
         section: "backend",
         name: "pin",

@@ -24,12 +24,14 @@ pub(super) fn read(
     // Read every part before any of them ends the reading: all mistakes are noted.
     let socket = socket(server, accounts);
     let tcp = tcp(server);
+    let admin = server.parsed(&schema::ADMIN, |text| parse_address(text, schema::ADMIN.example));
     let connection_age = server.duration(&schema::CONNECTION_AGE);
     let drain = server.duration(&schema::DRAIN);
     let connections = limits.number(&schema::CONNECTIONS);
     Some(Settings {
         socket,
         tcp,
+        admin,
         connections: connections?,
         connection_age: connection_age?,
         drain: drain?,
@@ -57,14 +59,7 @@ fn socket(server: &Fields<'_>, accounts: &dyn Accounts) -> Option<SocketSettings
 }
 
 fn tcp(server: &Fields<'_>) -> Option<TcpSettings> {
-    let listen = server.parsed(&schema::LISTEN, |text| {
-        text.parse::<SocketAddr>().map_err(|_| {
-            Wrong::new(
-                format!("{} is not an IP address and a port", quoted(text)),
-                r#"write for example "127.0.0.1:7443" or "[::1]:7443"; names are not looked up"#,
-            )
-        })
-    });
+    let listen = server.parsed(&schema::LISTEN, |text| parse_address(text, schema::LISTEN.example));
     let tls = server.table(&schema::TLS).and_then(|tls| {
         let certificate = tls.path(&schema::CERTIFICATE);
         let key = tls.path(&schema::TLS_KEY);
@@ -89,6 +84,15 @@ fn tcp(server: &Fields<'_>) -> Option<TcpSettings> {
         _ => {}
     }
     Some(TcpSettings { listen: listen?, tls: tls? })
+}
+
+fn parse_address(text: &str, example: &str) -> Result<SocketAddr, Wrong> {
+    text.parse().map_err(|_| {
+        Wrong::new(
+            format!("{} is not an IP address and a port", quoted(text)),
+            format!("write for example {example}, or \"[::1]:PORT\"; names are not looked up"),
+        )
+    })
 }
 
 fn parse_mode(text: &str) -> Result<u32, Wrong> {

@@ -80,7 +80,7 @@ fn the_least_file_gets_the_defaults() {
             group: None,
         })
     );
-    assert_eq!(config.server.tcp, None);
+    assert_eq!((config.server.tcp, config.server.admin), (None, None));
     assert_eq!((config.server.connections, config.server.drain), (4096, Duration::from_secs(20)));
     assert_eq!(config.cache.terms.interval, Duration::from_secs(30));
     assert_eq!(config.log.filter, "info");
@@ -109,6 +109,7 @@ socket_mode = "600"
 socket_owner = "keyward"
 socket_group = "17"
 listen = "[::1]:7443"
+admin = "0.0.0.0:0"
 drain = "0s"
 [server.tls]
 certificate = "c"
@@ -140,6 +141,7 @@ context = "required"
     let config = check(text).unwrap();
     let socket = config.server.socket.unwrap();
     assert_eq!((socket.mode, socket.owner, socket.group), (0o600, Some(901), Some(17)));
+    assert_eq!(config.server.admin.unwrap().to_string(), "0.0.0.0:0");
     let TcpSettings { listen, tls } = config.server.tcp.unwrap();
     assert_eq!(listen.to_string(), "[::1]:7443");
     assert_eq!(tls.key, Path::new("/etc/keyward/k"));
@@ -238,7 +240,7 @@ fn each_mistake_alone_is_the_only_one_told() {
         ("socket = ", "socket_mode = \"1777\"\nsocket = ", "server.socket_mode", "octal"),
         ("socket = ", "socket_mode = 660\nsocket = ", "server.socket_mode", "\"0660\""),
         ("socket = ", "socket_group = \"nobodies\"\nsocket = ", "server.socket_group", "no group"),
-        ("socket = ", "admin = \"127.0.0.1:1\"\nsocket = ", "server.admin", "not serve metrics"),
+        ("socket = ", "admin = \"9464\"\nsocket = ", "server.admin", "127.0.0.1:9464"),
         ("socket = ", "sessions = 1\nsocket = ", "server.sessions", "belongs in [backend.NAME]"),
         ("socket = ", "drain = \"11m\"\nsocket = ", "server.drain", "from 0s to 10m"),
         ("socket = ", "drain = \"1 h\"\nsocket = ", "server.drain", "\"30s\""),

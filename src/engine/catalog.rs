@@ -29,6 +29,7 @@ use crate::{
     },
     lanes::Lanes,
     lease::{Lease, Standing},
+    observe::{KekMetrics, Metrics, Purge},
 };
 
 /// A KEK as configured.
@@ -47,6 +48,7 @@ pub struct KekSpec {
 /// A configured KEK and what is known of it.
 pub(super) struct Kek {
     pub(super) spec: KekSpec,
+    pub(super) metrics: Arc<KekMetrics>,
     /// To its backend; shared with the other KEKs there.
     pub(super) lanes: Lanes,
     known: ArcSwap<Known>,
@@ -87,10 +89,12 @@ pub(super) struct Held {
 
 pub(super) struct Catalog {
     keks: BTreeMap<KekName, Arc<Kek>>,
+    /// One for each backend.
+    lanes: Vec<Lanes>,
 }
 
 impl Catalog {
-    pub(super) fn new(specs: Vec<KekSpec>) -> Self {
+    pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics) -> Self {
         // KEKs of one backend share its lanes.
         let mut lanes: Vec<(Arc<dyn Backend>, Lanes)> = Vec::new();
         let mut keks = BTreeMap::new();
@@ -102,9 +106,14 @@ impl Catalog {
                 lanes.push((Arc::clone(&spec.backend), made.clone()));
                 made
             });
-            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, to_backend)));
+            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, to_backend, metrics)));
         }
-        Self { keks }
+        Self { keks, lanes: lanes.into_iter().map(|(_, lanes)| lanes).collect() }
+    }
+
+    /// The lanes to each backend.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = &Lanes> {
+        self.lanes.iter()
     }
 
     pub(super) fn get(&self, name: &KekName) -> Option<&Arc<Kek>> {
@@ -121,9 +130,10 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, lanes: Lanes) -> Self {
+    fn new(spec: KekSpec, lanes: Lanes, metrics: &Metrics) -> Self {
         let known = Known::trouble(unread(&spec.name));
         Self {
+            metrics: metrics.kek(spec.name.as_str()),
             spec,
             lanes,
             known: ArcSwap::from_pointee(known),
@@ -298,7 +308,7 @@ impl Kek {
     pub(super) fn revoke(&self, custody: &Arc<Custody>) -> usize {
         let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
         *revoked = true;
-        self.replace(Known::trouble(revoked_error(&self.spec.name)), custody)
+        self.replace(Known::trouble(revoked_error(&self.spec.name)), Purge::Revoked, custody)
     }
 
     /// Gives a revoked KEK back: it has to prove itself like a new one.
@@ -306,7 +316,7 @@ impl Kek {
         let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
         if *revoked {
             *revoked = false;
-            self.replace(Known::trouble(unread(&self.spec.name)), custody);
+            self.replace(Known::trouble(unread(&self.spec.name)), Purge::Revoked, custody);
             self.suspicion.notify_one();
         }
     }
@@ -324,6 +334,7 @@ impl Kek {
             return 0;
         }
         let deks = custody.wipe(&lapsed);
+        self.metrics.purged(Purge::OutageOver);
         warn!(kek = %self.spec.name, wiped = deks, "a lease lapsed: the DEKs under it are wiped");
         custody.let_carriers_go(&self.spec.name);
         deks
@@ -333,13 +344,13 @@ impl Kek {
     fn learn(&self, known: Known, custody: &Arc<Custody>) {
         let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
         if !*revoked {
-            self.replace(known, custody);
+            self.replace(known, Purge::Denied, custody);
         }
     }
 
     /// Swaps `known` in and ends the leases that it does not go on with. Returns how many
     /// DEKs were wiped.
-    fn replace(&self, known: Known, custody: &Arc<Custody>) -> usize {
+    fn replace(&self, known: Known, cause: Purge, custody: &Arc<Custody>) -> usize {
         let known = Arc::new(known);
         let before = self.known.swap(Arc::clone(&known));
         let goes_on = |lease: &Arc<Lease>| known.leases().any(|kept| kept.id() == lease.id());
@@ -348,6 +359,7 @@ impl Kek {
             return 0;
         }
         let wiped = custody.end(ended.into_iter());
+        self.metrics.purged(cause);
         warn!(kek = %self.spec.name, wiped, "a version lost its right to be used: its DEKs are wiped");
         custody.let_carriers_go(&self.spec.name);
         wiped

@@ -44,7 +44,7 @@ pub struct VersionDescription {
 impl Engine {
     /// Describes the permitted KEK.
     pub fn describe(&self, permit: Permit) -> Result<KekDescription, Error> {
-        let running = Running::start(&permit, Op::Describe)?;
+        let running = Running::start(self, &permit, Op::Describe)?;
         let result = self.kek(permit.kek()).map(|kek| {
             let now = SystemTime::now();
             let KekSpec { name, backend, algorithm, .. } = &kek.spec;

@@ -21,7 +21,7 @@ impl Engine {
         context: &Context,
         deadline: Instant,
     ) -> Result<(Dek, WrappedDek), Error> {
-        let mut running = Running::start(&permit, Op::Generate)?;
+        let mut running = Running::start(self, &permit, Op::Generate)?;
         let result = async {
             permit.check_context(context.is_bound())?;
             check_dek_len(len)?;

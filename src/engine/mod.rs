@@ -12,6 +12,7 @@ mod generate;
 mod prover;
 mod purge;
 mod rewrap;
+mod samples;
 mod unwrap;
 mod wrap;
 
@@ -34,7 +35,7 @@ use crate::{
     error::{Error, Reason},
     kek::{KekName, VersionId},
     lease::Terms,
-    observe::{self, Record},
+    observe::{Metrics, Record},
     op::Op,
 };
 use catalog::{Catalog, Kek};
@@ -47,20 +48,17 @@ const FLIGHTS_MAX: usize = 16 * 1024;
 pub struct Engine {
     catalog: Catalog,
     custody: Arc<Custody>,
+    metrics: Arc<Metrics>,
 }
 
 impl Engine {
     /// An engine for these KEKs, none of them proven yet. The names are distinct;
     /// `config` sees to that.
-    pub fn new(
-        keks: Vec<KekSpec>,
-        terms: Terms,
-        cache: Arc<Cache>,
-        carriers: Arc<Carriers>,
-    ) -> Self {
-        let flights = Flights::new(FLIGHTS_MAX);
+    pub fn new(keks: Vec<KekSpec>, terms: Terms, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
         let custody = Arc::new(Custody { cache, carriers, terms, flights });
-        Self { catalog: Catalog::new(keks), custody }
+        let catalog = Catalog::new(keks, &metrics);
+        Self { catalog, custody, metrics }
     }
 
     /// The register of connections, for who opens some.
@@ -105,6 +103,7 @@ impl std::fmt::Debug for Engine {
 
 /// What one operation writes into the log while it runs.
 struct Running<'a> {
+    metrics: &'a Metrics,
     permit: &'a Permit,
     started: Instant,
     version: Option<VersionId>,
@@ -116,11 +115,12 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     /// Starts an operation. A permit for another operation is a defect of the caller
     /// of the engine and is refused.
-    fn start(permit: &'a Permit, op: Op) -> Result<Self, Error> {
+    fn start(engine: &'a Engine, permit: &'a Permit, op: Op) -> Result<Self, Error> {
         if permit.op() != op {
             return Err(Error::new(Reason::Internal, "a permit was used for another operation"));
         }
-        Ok(Self { permit, started: Instant::now(), version: None, cached: false, ended: false })
+        let (metrics, started) = (&*engine.metrics, Instant::now());
+        Ok(Self { metrics, permit, started, version: None, cached: false, ended: false })
     }
 
     fn took(&self) -> Duration {
@@ -135,11 +135,12 @@ impl<'a> Running<'a> {
     }
 
     fn record(&self, outcome: Result<(), &Error>) {
-        observe::record(&Record {
+        self.metrics.record(&Record {
             op: self.permit.op(),
             who: self.permit.who(),
             kek: self.permit.kek().as_str(),
             version: self.version.as_ref().map(VersionId::as_str),
+            cached: self.cached,
             took: self.took(),
             outcome,
         });

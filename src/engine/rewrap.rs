@@ -32,7 +32,7 @@ impl Engine {
         context: &Context,
         deadline: Instant,
     ) -> Result<Rewrapped, Error> {
-        let mut running = Running::start(&permit, Op::Rewrap)?;
+        let mut running = Running::start(self, &permit, Op::Rewrap)?;
         running.version = Some(wrapped.version.clone());
         let result = async {
             permit.check_context(context.is_bound())?;

@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Reason},
     lanes::Lane,
     lease::Standing,
+    observe::Answered,
     op::Op,
     secret::Secret,
 };
@@ -58,7 +59,7 @@ impl Engine {
         lane: Lane,
         deadline: Instant,
     ) -> Result<Unwrapped, Error> {
-        let mut running = Running::start(&permit, Op::Unwrap)?;
+        let mut running = Running::start(self, &permit, Op::Unwrap)?;
         running.version = Some(wrapped.version.clone());
         let result = async {
             permit.check_context(context.is_bound())?;
@@ -105,13 +106,17 @@ impl Ask<'_> {
         );
         let (dek, source) = match custody.cache.get(&key, Instant::now()) {
             Lookup::Hit { dek, refresh } => {
+                kek.metrics.answered(Answered::Hit);
                 // In an outage there is nobody to ask.
                 if refresh && !held.outage {
                     self.refresh(kek, custody, &held, key);
                 }
                 (dek, Source::Cache)
             }
-            Lookup::Invalid => return Err(Error::ciphertext_invalid()),
+            Lookup::Invalid => {
+                kek.metrics.answered(Answered::Invalid);
+                return Err(Error::ciphertext_invalid());
+            }
             Lookup::Miss if held.outage => return Err(kek.unreachable()),
             Lookup::Miss => self.fly(kek, custody, &held, key).await?,
         };
@@ -128,10 +133,11 @@ impl Ask<'_> {
         key: CacheKey,
     ) -> Result<(Dek, Source), Error> {
         let flight = self.board(kek, custody, held, key)?;
-        let source = match flight.role() {
-            Role::Leader => Source::Backend,
-            Role::Follower => Source::Shared,
+        let (source, answered) = match flight.role() {
+            Role::Leader => (Source::Backend, Answered::Miss),
+            Role::Follower => (Source::Shared, Answered::Coalesced),
         };
+        kek.metrics.answered(answered);
         let landed = timeout_at(self.deadline.into(), flight.wait()).await.map_err(|_| {
             Error::new(Reason::DeadlineExceeded, "the HSM did not answer before the deadline")
         })?;
@@ -148,7 +154,11 @@ impl Ask<'_> {
     fn refresh(&self, kek: &Arc<Kek>, custody: &Arc<Custody>, held: &Held, key: CacheKey) {
         let background = Self { lane: Lane::Back, ..*self };
         if let Ok(flight) = background.board(kek, custody, held, key) {
-            tokio::spawn(async move { drop(flight.wait().await) });
+            let kek = Arc::clone(kek);
+            tokio::spawn(async move {
+                let landed = flight.wait().await;
+                kek.metrics.refreshed(landed.is_ok_and(|landed| landed.is_ok()));
+            });
         }
     }
 

@@ -19,7 +19,7 @@ impl Engine {
         context: &Context,
         deadline: Instant,
     ) -> Result<WrappedDek, Error> {
-        let mut running = Running::start(&permit, Op::Wrap)?;
+        let mut running = Running::start(self, &permit, Op::Wrap)?;
         let result = async {
             permit.check_context(context.is_bound())?;
             let wrapped = wrap_current(self.kek(permit.kek())?, dek, context, deadline).await?;

@@ -16,7 +16,7 @@ use super::{
     connection, drain::Drain, drain::wait_for, ends::Ends, services::Services, settings::Settings,
     throttle::Throttle,
 };
-use crate::{api::Peer, auth::Identity, carriers::Carriers};
+use crate::{api::Peer, auth::Identity, carriers::Carriers, observe::Metrics};
 
 /// Connections of one listener at once whose peer is not known yet. They count for
 /// nothing else, so that those who cannot say who they are (silent ones on TCP, which
@@ -56,6 +56,7 @@ pub(super) struct Gate {
     services: Arc<Services>,
     carriers: Arc<Carriers>,
     drain: Arc<Drain>,
+    metrics: Arc<Metrics>,
     /// Lines about connections that were closed because of the limit.
     full: Arc<Throttle>,
     /// Lines about connections that were closed because nobody knows whose they are.
@@ -69,15 +70,22 @@ impl Gate {
         services: Arc<Services>,
         carriers: Arc<Carriers>,
         drain: Arc<Drain>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let limit = settings.connections.min(Semaphore::MAX_PERMITS);
+        let free = Arc::new(Semaphore::new(limit));
+        let places = Arc::clone(&free);
+        metrics.register_source(move |samples| {
+            samples.connections = Some((limit - places.available_permits()) as u64);
+        });
         Self {
-            free: Arc::new(Semaphore::new(limit)),
+            free,
             limit,
             connection_age: settings.connection_age,
             services,
             carriers,
             drain,
+            metrics,
             full: Arc::default(),
             refused: Arc::default(),
         }
@@ -143,7 +151,10 @@ fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Semaphore>
                 let registration = gate.carriers.register();
                 let peer = Peer::new(who, registration.carrier().clone());
                 let ends = Ends::new(registration.carrier(), gate.connection_age, drain);
-                connection::serve(io, peer, Arc::clone(&gate.services), ends).await;
+                let told = connection::serve(io, peer, Arc::clone(&gate.services), ends).await;
+                if let Some(cause) = told {
+                    gate.metrics.connection_closed(cause);
+                }
             }
             Err(why) => {
                 if let Some(skipped) = gate.refused.allow(Instant::now()) {

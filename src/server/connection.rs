@@ -25,7 +25,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{ends::Ends, services::Services};
-use crate::api::Peer;
+use crate::{api::Peer, observe::Closed};
 
 /// How long a new connection may take to send its preface and first frame.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -45,8 +45,14 @@ const HEADERS_MAX_BYTES: u32 = 16 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves one connection until the peer ends it, breaks it, or it has to end.
-pub(super) async fn serve<I>(io: I, peer: Peer, services: Arc<Services>, mut ends: Ends)
+/// Serves one connection until the peer ends it, breaks it, or it has to end. Returns why
+/// the sidecar told the peer to leave, if it did.
+pub(super) async fn serve<I>(
+    io: I,
+    peer: Peer,
+    services: Arc<Services>,
+    mut ends: Ends,
+) -> Option<Closed>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -57,23 +63,24 @@ where
     let hello = Hello::new(io);
     let said = Arc::clone(&hello.said);
     let mut connection = pin!(http2().serve_connection(TokioIo::new(hello), answer));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        farewell = ends.due() => {
+    let (result, told_to_leave) = tokio::select! {
+        result = connection.as_mut() => (result, None),
+        cause = ends.due() => {
             // Who has not said hello cannot be told goodbye, and has nothing in work.
             if !said.load(Ordering::Relaxed) {
-                return;
+                return None;
             }
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                result = connection => result,
-                () = ends.cut(farewell) => return,
+                result = connection => (result, Some(cause)),
+                () = ends.cut(cause) => return Some(cause),
             }
         }
     };
     if let Err(error) = result {
         debug!("a connection broke: {error}");
     }
+    told_to_leave
 }
 
 fn http2() -> http2::Builder<TokioExecutor> {

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::drain::ConnectionDrain;
-use crate::carriers::{Carrier, Urgency};
+use crate::{
+    carriers::{Carrier, Urgency},
+    observe::Closed,
+};
 
 /// How long calls in work get when the connection's buffers are to be wiped.
 const WIPE_WITHIN: Duration = Duration::from_secs(2);
@@ -32,15 +35,6 @@ pub(super) struct Ends {
     drain: ConnectionDrain,
 }
 
-/// How much time is left once an end is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Farewell {
-    /// Until the drain cuts it.
-    Drain,
-    /// This long.
-    Within(Duration),
-}
-
 impl Ends {
     /// Of a new connection that may live for about `age`.
     pub(super) fn new(carrier: &Carrier, age: Duration, drain: ConnectionDrain) -> Self {
@@ -48,28 +42,36 @@ impl Ends {
         Self { carrier: carrier.clone(), closing: carrier.closing(), age, drain }
     }
 
-    /// Resolves when the connection has to end. Its streams are told to.
-    pub(super) async fn due(&mut self) -> Farewell {
-        let farewell = tokio::select! {
-            () = self.drain.started() => Farewell::Drain,
-            () = wipe(&mut self.closing) => Farewell::Within(WIPE_WITHIN),
-            () = &mut self.age => Farewell::Within(FAREWELL),
+    /// Resolves when the connection has to end, with the cause. Its streams are told to.
+    pub(super) async fn due(&mut self) -> Closed {
+        let cause = tokio::select! {
+            () = self.drain.started() => Closed::Drain,
+            () = wipe(&mut self.closing) => Closed::Purge,
+            () = &mut self.age => Closed::Age,
         };
         // Streams could go on for hours.
         self.carrier.close(Urgency::End);
-        farewell
+        cause
     }
 
     /// Resolves when the connection is to be cut.
-    pub(super) async fn cut(&mut self, farewell: Farewell) {
-        match farewell {
-            Farewell::Drain => self.drain.cut().await,
-            Farewell::Within(within) => tokio::select! {
-                () = self.drain.cut() => {}
-                () = sleep(within) => {}
-                // It became urgent meanwhile.
-                () = wipe(&mut self.closing) => sleep(within.min(WIPE_WITHIN)).await,
-            },
+    pub(super) async fn cut(&mut self, cause: Closed) {
+        let within = async {
+            match cause {
+                Closed::Drain => std::future::pending().await,
+                Closed::Purge => sleep(WIPE_WITHIN).await,
+                Closed::Age => sleep(FAREWELL).await,
+            }
+        };
+        // It may become urgent meanwhile.
+        let wipe = async {
+            wipe(&mut self.closing).await;
+            sleep(WIPE_WITHIN).await;
+        };
+        tokio::select! {
+            () = self.drain.cut() => {}
+            () = within => {}
+            () = wipe => {}
         }
     }
 }
@@ -104,12 +106,12 @@ mod tests {
         let carrier = Carrier::new();
         let mut ends = Ends::new(&carrier, AGE, drain.connection());
         let began = Instant::now();
-        let farewell = ends.due().await;
-        assert_eq!(farewell, Farewell::Within(FAREWELL));
+        let cause = ends.due().await;
+        assert_eq!(cause, Closed::Age);
         let age = began.elapsed();
         assert!(age <= AGE + Duration::from_millis(1) && age >= AGE.mul_f64(0.9), "{age:?}");
         assert_eq!(*carrier.closing().borrow(), Urgency::End, "its streams are told too");
-        ends.cut(farewell).await;
+        ends.cut(cause).await;
         assert!(began.elapsed() >= age + FAREWELL);
     }
 
@@ -120,8 +122,8 @@ mod tests {
         let mut ends = Ends::new(&carrier, AGE, drain.connection());
         carrier.close(Urgency::Wipe);
         let began = Instant::now();
-        let farewell = ends.due().await;
-        ends.cut(farewell).await;
+        let cause = ends.due().await;
+        ends.cut(cause).await;
         assert_eq!(began.elapsed().as_secs(), WIPE_WITHIN.as_secs());
     }
 
@@ -130,10 +132,10 @@ mod tests {
         let drain = Drain::new();
         let carrier = Carrier::new();
         let mut ends = Ends::new(&carrier, Duration::ZERO, drain.connection());
-        let farewell = ends.due().await;
+        let cause = ends.due().await;
         carrier.close(Urgency::Wipe);
         let began = Instant::now();
-        ends.cut(farewell).await;
+        ends.cut(cause).await;
         assert_eq!(began.elapsed().as_secs(), WIPE_WITHIN.as_secs());
     }
 
@@ -142,6 +144,6 @@ mod tests {
         let drain = Drain::new();
         let mut ends = Ends::new(&Carrier::new(), AGE, drain.connection());
         drain.start();
-        assert_eq!(ends.due().await, Farewell::Drain);
+        assert_eq!(ends.due().await, Closed::Drain);
     }
 }

@@ -14,6 +14,7 @@
 //! take (connections, handshakes, streams, time to the first bytes) has a bound.
 
 mod accept;
+mod admin;
 mod connection;
 mod drain;
 mod ends;
@@ -39,8 +40,9 @@ pub use settings::{Settings, SocketSettings, TcpSettings, TlsFiles};
 pub use setup_error::SetupError;
 pub use tls_dev::{DevTls, make_dev_tls};
 
-use crate::{api, auth::Policy, engine::Engine};
+use crate::{api, auth::Policy, engine::Engine, observe::Metrics};
 use accept::Gate;
+use admin::{AdminListener, Pages};
 use drain::Drain;
 use services::Services;
 use tcp::TcpListener;
@@ -53,31 +55,46 @@ pub struct Listening {
     pub socket: Option<PathBuf>,
     /// The address and port of TCP with mutual TLS.
     pub tcp: Option<SocketAddr>,
+    /// The address and port of metrics and health over HTTP.
+    pub admin: Option<SocketAddr>,
+}
+
+/// What is served.
+#[derive(Debug)]
+pub struct Served {
+    /// The use cases.
+    pub engine: Arc<Engine>,
+    /// Who may do what.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Where it is recorded.
+    pub metrics: Arc<Metrics>,
+    /// Health is SERVING while this holds true.
+    pub ready: watch::Receiver<bool>,
 }
 
 /// Serves until `shutdown` resolves, then drains: health turns NOT_SERVING, no
 /// connection is accepted any more, streams are ended, calls in work get
 /// `settings.drain` to finish, and what is left then is cut.
 ///
-/// Health is SERVING while `ready` holds true. `on_listening` is called once clients
+/// `on_listening` is called once clients
 /// can connect. `Err` says why the server could not start; nothing listens then.
 pub async fn serve(
     settings: &Settings,
-    engine: Arc<Engine>,
-    policy: Arc<ArcSwap<Policy>>,
-    ready: watch::Receiver<bool>,
+    served: Served,
     shutdown: impl Future<Output = ()>,
     on_listening: impl FnOnce(&Listening),
 ) -> Result<(), SetupError> {
     let drain = Arc::new(Drain::new());
+    let Served { engine, policy, metrics, ready } = served;
     let carriers = Arc::clone(engine.carriers());
     let services = Arc::new(Services::new(
-        api::services(engine, policy, drain.draining()),
-        health::Health::new(ready, drain.draining()),
+        api::services(engine, policy, Arc::clone(&metrics), drain.draining()),
+        health::Health::new(ready.clone(), drain.draining()),
     ));
-    let gate = Gate::new(settings, services, carriers, Arc::clone(&drain));
+    let gate = Gate::new(settings, services, carriers, Arc::clone(&drain), Arc::clone(&metrics));
 
-    // Whatever can fail comes before the first listener can be connected to.
+    // Whatever can fail comes before the first listener can be connected to by a caller.
+    let admin = settings.admin.map(AdminListener::bind).transpose()?;
     let tcp = match &settings.tcp {
         Some(tcp) => Some(TcpListener::bind(tcp)?),
         None => None,
@@ -96,8 +113,13 @@ pub async fn serve(
     let listening = Listening {
         socket: settings.socket.as_ref().map(|socket| socket.path.clone()),
         tcp: tcp.as_ref().map(TcpListener::address),
+        admin: admin.as_ref().map(AdminListener::address),
     };
 
+    let mut watched = JoinSet::new();
+    if let Some(admin) = admin {
+        watched.spawn(admin.run(Pages { metrics, ready, draining: drain.draining() }));
+    }
     let mut accepting = JoinSet::new();
     if let Some(tcp) = tcp {
         accepting.spawn(accept::run(tcp, gate.clone()));
@@ -114,5 +136,7 @@ pub async fn serve(
     // The listeners go first: their ends remove the socket from the file system.
     while accepting.join_next().await.is_some() {}
     drain.finish(settings.drain).await;
+    // Those who watch see the drain to its end.
+    watched.shutdown().await;
     Ok(())
 }

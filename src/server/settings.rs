@@ -10,6 +10,8 @@ pub struct Settings {
     pub socket: Option<SocketSettings>,
     /// TCP with mutual TLS.
     pub tcp: Option<TcpSettings>,
+    /// Metrics and health over plain HTTP.
+    pub admin: Option<SocketAddr>,
     /// Connections at once, over both listeners; beyond it new ones are closed at once.
     pub connections: usize,
     /// About how long a connection lives; clients open another without noticing. Each gets

@@ -36,13 +36,7 @@ impl TcpListener {
     /// Reads the TLS files and binds. Must be called inside a Tokio runtime.
     pub(super) fn bind(settings: &TcpSettings) -> Result<Self, SetupError> {
         let acceptor = tls::acceptor(&settings.tls)?;
-        let listener = listen(settings.listen).map_err(|error| {
-            SetupError::new(format!("cannot listen on {}", settings.listen), error)
-                .with_fix("see whether another program uses the port; set server.listen")
-        })?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| SetupError::new("cannot read the address listened on", error))?;
+        let (listener, address) = listen(settings.listen, "server.listen")?;
         Ok(Self { listener, address, acceptor })
     }
 
@@ -63,7 +57,23 @@ impl TcpListener {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+/// Binds `address`, which the setting called `key` names. Returns where it listens,
+/// with the port that the kernel chose if `address` says 0.
+pub(super) fn listen(
+    address: SocketAddr,
+    key: &str,
+) -> Result<(tokio::net::TcpListener, SocketAddr), SetupError> {
+    let bound = bind(address).and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|error| {
+        SetupError::new(format!("cannot listen on {address}"), error)
+            .with_fix(format!("see whether another program uses the port; set {key}"))
+    })
+}
+
+fn bind(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),

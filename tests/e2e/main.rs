@@ -11,3 +11,4 @@ mod commands;
 mod faults;
 mod lifecycle;
 mod served;
+mod watched;

@@ -11,14 +11,16 @@ use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use keyward::{
     auth::{Grant, KekPattern, Policy, WhoPattern},
+    backend::{Backend, Metered},
     cache::{Cache, CacheSettings},
     client::{Client, Endpoint, TlsFiles, WrappedDek},
     engine::{Engine, KekSpec},
     kek::{Algorithm, KekName, KeyRef},
     lease::Terms,
+    observe::Metrics,
     op::Op,
     secret::{Secret, shelves},
-    server::{self, Settings, SetupError, SocketSettings, TcpSettings},
+    server::{self, Served, Settings, SetupError, SocketSettings, TcpSettings},
     wire::key_wrap_client::KeyWrapClient,
 };
 use tempfile::TempDir;
@@ -41,10 +43,12 @@ pub struct Sidecar {
     pub dir: TempDir,
     pub settings: Settings,
     pub tcp: SocketAddr,
+    pub admin: SocketAddr,
     pub pki: Pki,
     pub fake: Arc<Fake>,
     pub engine: Arc<Engine>,
     pub policy: Arc<ArcSwap<Policy>>,
+    pub metrics: Arc<Metrics>,
     pub ready: watch::Sender<bool>,
     shutdown: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), SetupError>>,
@@ -71,25 +75,26 @@ pub fn policy() -> Policy {
     ])
 }
 
-fn spec(name: &str, fake: &Arc<Fake>) -> KekSpec {
-    let backend: Arc<dyn keyward::backend::Backend> = Arc::clone(fake) as _;
+fn spec(name: &str, backend: &Arc<dyn Backend>) -> KekSpec {
     KekSpec {
         name: KekName::parse(name).unwrap(),
-        backend,
+        backend: Arc::clone(backend),
         key: KeyRef::parse(name).unwrap(),
         algorithm: Algorithm::RsaOaep256,
     }
 }
 
 /// An engine with a small cache whose DEKs stay for long.
-pub fn engine(keks: Vec<KekSpec>) -> Engine {
+pub fn engine(keks: Vec<KekSpec>, metrics: Arc<Metrics>) -> Arc<Engine> {
     let hour = Duration::from_secs(3600);
     let settings = CacheSettings { capacity: 1024, ttl: hour, idle: hour };
     let (count, slots) = Cache::layout(settings.capacity);
     let (shelves, _) = shelves(count, slots, true).unwrap();
     let cache = Cache::new(settings, shelves, Instant::now()).unwrap();
     let terms = Terms { interval: hour, outage_grace: hour };
-    Engine::new(keks, terms, Arc::new(cache), Arc::default())
+    let engine = Arc::new(Engine::new(keks, terms, Arc::new(cache), metrics));
+    engine.be_watched();
+    engine
 }
 
 impl Sidecar {
@@ -108,13 +113,17 @@ impl Sidecar {
                 group: None,
             }),
             tcp: Some(TcpSettings { listen: "127.0.0.1:0".parse().unwrap(), tls: pki.server() }),
+            admin: Some("127.0.0.1:0".parse().unwrap()),
             connections: 2000,
             connection_age: Duration::from_secs(600),
             drain: Duration::from_secs(10),
         };
         change(&mut settings);
         let fake = Fake::new();
-        let engine = Arc::new(engine(keks.iter().map(|name| spec(name, &fake)).collect()));
+        let metrics = Arc::new(Metrics::new(keks.iter().copied(), [fake.name()]));
+        let backend = Metered::over(Arc::clone(&fake) as _, &metrics);
+        let specs = keks.iter().map(|name| spec(name, &backend)).collect();
+        let engine = engine(specs, Arc::clone(&metrics));
         for name in engine.names() {
             engine.verify(name, Instant::now() + Duration::from_secs(5)).await.unwrap();
         }
@@ -123,26 +132,41 @@ impl Sidecar {
         let (shutdown, stop) = oneshot::channel::<()>();
         let (listening, heard) = oneshot::channel();
         let served = tokio::spawn({
-            let (settings, engine, policy) = (settings.clone(), engine.clone(), policy.clone());
+            let settings = settings.clone();
+            let (engine, policy, metrics) = (engine.clone(), policy.clone(), metrics.clone());
+            let what = Served { engine, policy, metrics, ready: seen };
             async move {
                 let stop = async { drop(stop.await) };
                 let tell = |at: &server::Listening| drop(listening.send(at.clone()));
-                server::serve(&settings, engine, policy, seen, stop, tell).await
+                server::serve(&settings, what, stop, tell).await
             }
         });
-        let tcp = heard.await.expect("the server starts").tcp;
-        let tcp = tcp.unwrap_or_else(|| "127.0.0.1:1".parse().unwrap());
+        let listening = heard.await.expect("the server starts");
+        let or_nowhere = |at: Option<_>| at.unwrap_or_else(|| "127.0.0.1:1".parse().unwrap());
+        let (tcp, admin) = (or_nowhere(listening.tcp), or_nowhere(listening.admin));
         Self {
             dir,
             settings,
             tcp,
+            admin,
             pki,
             fake,
             engine,
             policy,
+            metrics,
             ready,
             shutdown: Some(shutdown),
             served,
+        }
+    }
+
+    /// What this sidecar serves, for another server.
+    pub fn served(&self) -> Served {
+        Served {
+            engine: Arc::clone(&self.engine),
+            policy: Arc::clone(&self.policy),
+            metrics: Arc::clone(&self.metrics),
+            ready: self.ready.subscribe(),
         }
     }
 

@@ -1,0 +1,55 @@
+//! What the metrics ask the engine for when somebody looks: the cache, the leases, what
+//! is in work.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{Engine, catalog::Leased};
+use crate::{
+    lease::Standing,
+    observe::{CacheSample, FlightSample, LeaseSample, Samples},
+};
+
+impl Engine {
+    /// Has the metrics ask this engine, for as long as it is there.
+    pub fn be_watched(self: &Arc<Self>) {
+        let engine = Arc::downgrade(self);
+        self.metrics.register_source(move |samples| {
+            if let Some(engine) = engine.upgrade() {
+                engine.sample(samples, Instant::now());
+            }
+        });
+    }
+
+    fn sample(&self, samples: &mut Samples, now: Instant) {
+        let stats = self.custody.cache.stats();
+        samples.cache = Some(CacheSample {
+            entries: stats.entries,
+            bytes: stats.bytes,
+            capacity: stats.capacity,
+            evicted_capacity: stats.evicted.capacity,
+            evicted_ttl: stats.evicted.ttl,
+            evicted_idle: stats.evicted.idle,
+            evicted_purge: stats.evicted.purge,
+        });
+        samples.flights = Some(FlightSample {
+            in_flight: self.custody.flights.len() as u64,
+            background_queued: self.catalog.lanes().map(|lanes| lanes.waiting().1 as u64).sum(),
+        });
+        for kek in self.catalog.iter() {
+            let known = kek.known();
+            samples.leases.extend(known.versions.iter().map(|Leased { version, lease }| {
+                LeaseSample {
+                    kek: kek.spec.name.to_string(),
+                    version: version.info().id.to_string(),
+                    age_seconds: lease.as_ref().map(|lease| lease.age(now).as_secs_f64()),
+                    state: match lease.as_ref().map(|lease| lease.standing(now)) {
+                        Some(Standing::Live) => "live",
+                        Some(Standing::Outage) => "outage",
+                        Some(Standing::Lapsed { .. }) => "lapsed",
+                        Some(Standing::Ended) | None => "none",
+                    },
+                }
+            }));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What is not counted as it happens but asked for when somebody looks: sizes, ages,
+//! lengths. Whoever has them registers a source, which fills [`Samples`].
+
+/// What all sources together know at one moment. A source fills in what it has and
+/// leaves the rest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Samples {
+    /// The cache of DEKs.
+    pub cache: Option<CacheSample>,
+    /// One for each KEK version.
+    pub leases: Vec<LeaseSample>,
+    /// What waits for the HSM.
+    pub flights: Option<FlightSample>,
+    /// Open connections of callers.
+    pub connections: Option<u64>,
+}
+
+/// The cache of DEKs. What was evicted counts from the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheSample {
+    /// DEKs that are resident now.
+    pub entries: u64,
+    /// What they take up, in bytes.
+    pub bytes: u64,
+    /// How many fit.
+    pub capacity: u64,
+    /// Evicted because another needed the room.
+    pub evicted_capacity: u64,
+    /// Evicted at the end of their time to live.
+    pub evicted_ttl: u64,
+    /// Evicted because nobody asked for them.
+    pub evicted_idle: u64,
+    /// Zeroized by purges.
+    pub evicted_purge: u64,
+}
+
+/// The lease of one KEK version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeaseSample {
+    /// The KEK, by its name in the configuration.
+    pub kek: String,
+    /// The version.
+    pub version: String,
+    /// Time since the last proof, in seconds; `None` if there was none.
+    pub age_seconds: Option<f64>,
+    /// One word of a fixed list, such as `live`.
+    pub state: &'static str,
+}
+
+/// What waits for the HSM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlightSample {
+    /// Distinct unwraps in work; callers who share one count once.
+    pub in_flight: u64,
+    /// Background work (rewraps, refreshes) that waits for its turn.
+    pub background_queued: u64,
+}

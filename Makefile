@@ -2,7 +2,7 @@
 # Makefile, not more: no target has files of its own, so nothing here is cached.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fuzz docs clean-softhsm
+.PHONY: help demo test memcheck lint bench fuzz docs clean-softhsm
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,9 @@ demo: ## Keyward from nothing: install, build, wrap and unwrap a key with an HSM
 
 test: ## every test; ARGS="..." goes to cargo nextest and runs only those
 	@scripts/test.sh $(ARGS)
+
+memcheck: ## the tests of secret memory, under valgrind (part of make test)
+	@scripts/memcheck.sh
 
 lint: ## format, clippy, documentation, dependencies, shell scripts
 	@scripts/lint.sh

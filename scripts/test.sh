@@ -33,5 +33,6 @@ step "keyward builds" cargo build --locked --bin keyward
 step "the SoftHSM scripts" softhsm/test.sh "$target_dir/debug/keyward"
 step "the demo" scripts/demo.sh --dir "$work/softhsm"
 step "the examples in the documentation" cargo test --doc --locked --all-features
+step "secret memory under valgrind" scripts/memcheck.sh
 step "the tests" nextest
 judge "make test"

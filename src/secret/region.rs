@@ -27,10 +27,9 @@ use rustix::{
     fs::ftruncate,
     io::Errno,
     mm::{
-        Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap,
+        Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock, mlock_with, mmap,
         mmap_anonymous, mprotect, munmap,
     },
-    param::page_size,
     process::{Resource, getrlimit},
 };
 use zeroize::Zeroize;
@@ -256,7 +255,13 @@ impl Region {
     /// Keeps its pages from swap, from the moment each is first touched.
     fn lock(&self) -> Result<(), Errno> {
         // SAFETY: pages of our own mapping.
-        unsafe { mlock_with(self.base().cast(), self.room, MlockFlags::ONFAULT) }
+        match unsafe { mlock_with(self.base().cast(), self.room, MlockFlags::ONFAULT) } {
+            // Some that only act as Linux (gVisor, valgrind) have but the older call, which
+            // touches every page at once.
+            // SAFETY: as above.
+            Err(Errno::NOSYS) => unsafe { mlock(self.base().cast(), self.room) },
+            outcome => outcome,
+        }
     }
 }
 
@@ -314,6 +319,13 @@ fn size_of(room: usize) -> Result<(usize, usize), SlabError> {
         Some(mapped) if isize::try_from(mapped).is_ok() => Ok((page, mapped)),
         _ => Err(SlabError::TooLarge),
     }
+}
+
+/// In bytes.
+fn page_size() -> usize {
+    // SAFETY: the call takes a number and returns one.
+    let answer = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(answer).expect("the size of a page is known")
 }
 
 fn refused(call: &'static str) -> impl Fn(Errno) -> SlabError {

@@ -1,5 +1,6 @@
-//! The sidecar as a process in bad surroundings: nowhere to write its log to, a device
-//! that does not answer when it starts.
+//! The sidecar as a process: what it asks of the kernel for itself, and how it does in
+//! bad surroundings: nowhere to write its log to, a device that does not answer when it
+//! starts.
 
 mod support;
 
@@ -101,6 +102,25 @@ fn a_log_that_cannot_be_written_stops_nothing() {
         sleep(Duration::from_millis(50));
     }
     assert!(process.kek_show());
+    assert_eq!(process.terminate(), Some(0));
+}
+
+#[test]
+fn the_sidecar_turns_its_core_dumps_off() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    // What it would inherit otherwise: as large as this machine lets them be.
+    let Rlimit { maximum, .. } = getrlimit(Resource::Core);
+    setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).unwrap();
+    let mut process = Process::start(None, Stdio::null());
+    let until = Instant::now() + Duration::from_secs(20);
+    while !process.kek_show() {
+        assert!(Instant::now() < until, "the sidecar does not serve");
+        sleep(Duration::from_millis(50));
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.child.id())).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
     assert_eq!(process.terminate(), Some(0));
 }
 

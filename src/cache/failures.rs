@@ -70,3 +70,50 @@ impl Failures {
         self.order.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> CacheKey {
+        CacheKey::of([n; 32])
+    }
+
+    fn held(failures: &Failures, now: Tick) -> Vec<u8> {
+        assert_eq!(failures.by_key.len(), failures.order.len());
+        (0..10).filter(|n| failures.contains(&key(*n), now)).collect()
+    }
+
+    #[test]
+    fn the_oldest_gives_way_and_one_that_fails_again_is_the_newest() {
+        let mut failures = Failures::new(3);
+        for n in [1, 2, 3, 1, 4] {
+            failures.insert(key(n), Grant(0), 10);
+        }
+        assert_eq!(held(&failures, 0), [1, 3, 4]);
+    }
+
+    #[test]
+    fn each_is_over_at_its_time_swept_or_not() {
+        let mut failures = Failures::new(8);
+        failures.insert(key(1), Grant(0), 10);
+        failures.insert(key(2), Grant(0), 20);
+        assert_eq!(held(&failures, 9), [1, 2]);
+        assert_eq!(held(&failures, 10), [2]);
+        assert_eq!(failures.len(), 2);
+        failures.sweep(10);
+        assert_eq!(failures.len(), 1);
+        failures.sweep(20);
+        assert_eq!(failures.len(), 0);
+    }
+
+    #[test]
+    fn a_purge_takes_one_grant() {
+        let mut failures = Failures::new(8);
+        failures.insert(key(1), Grant(1), 10);
+        failures.insert(key(2), Grant(2), 10);
+        failures.insert(key(3), Grant(1), 10);
+        failures.purge(&|grant| grant == Grant(1));
+        assert_eq!(held(&failures, 0), [2]);
+    }
+}

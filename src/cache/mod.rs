@@ -24,6 +24,8 @@ mod key;
 mod policy;
 mod shard;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,

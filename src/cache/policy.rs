@@ -212,3 +212,134 @@ impl Ghosts {
 fn spread(print: u32) -> u64 {
     u64::from(print).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Slots in `queue`, oldest first, read both ways.
+    fn slots(policy: &Policy, queue: &Queue, place: Place) -> Vec<u32> {
+        let (mut found, mut at, mut newer) = (Vec::new(), queue.newest, NONE);
+        while at != NONE {
+            let node = &policy.nodes[at as usize];
+            assert!(node.newer == newer && node.place == place);
+            found.push(at);
+            (newer, at) = (at, node.older);
+        }
+        assert_eq!((queue.oldest, queue.len), (newer, found.len() as u32));
+        found.reverse();
+        found
+    }
+
+    fn small(policy: &Policy) -> Vec<u32> {
+        slots(policy, &policy.small, Place::Small)
+    }
+
+    fn main(policy: &Policy) -> Vec<u32> {
+        slots(policy, &policy.main, Place::Main)
+    }
+
+    /// A policy in which a slot's entry is remembered by the slot's number.
+    fn filled(count: u32) -> Policy {
+        let mut policy = Policy::new(count);
+        (0..count).for_each(|slot| policy.admit(slot, slot));
+        policy
+    }
+
+    fn evict(policy: &mut Policy) -> Option<u32> {
+        policy.evict(|slot| slot)
+    }
+
+    #[test]
+    fn what_was_used_again_stays_and_what_was_not_goes_oldest_first() {
+        let mut policy = filled(20);
+        for slot in [0, 0, 2, 2, 3] {
+            policy.touch(slot);
+        }
+        assert_eq!([evict(&mut policy), evict(&mut policy)], [Some(1), Some(3)]);
+        assert_eq!(main(&policy), [0, 2]);
+    }
+
+    #[test]
+    fn a_ghost_goes_straight_to_the_main_queue_once() {
+        let mut policy = filled(20);
+        assert_eq!(evict(&mut policy), Some(0));
+        policy.admit(0, 0);
+        assert_eq!(main(&policy), [0]);
+        policy.remove(0);
+        policy.admit(0, 0);
+        assert!(main(&policy).is_empty());
+    }
+
+    #[test]
+    fn what_is_removed_for_another_reason_leaves_no_ghost() {
+        let mut policy = filled(20);
+        policy.remove(7);
+        policy.admit(7, 7);
+        assert_eq!(small(&policy).last(), Some(&7));
+    }
+
+    #[test]
+    fn a_scan_leaves_the_main_queue_alone() {
+        let mut policy = filled(100);
+        (0..80).for_each(|slot| (0..2).for_each(|_| policy.touch(slot)));
+        // What a scan brings in is never asked for again.
+        for print in 1000..2000 {
+            let slot = evict(&mut policy).unwrap();
+            assert!(slot >= 80, "{slot} was in use");
+            policy.admit(slot, print);
+        }
+        assert_eq!(main(&policy), (0..80).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_last_ones_can_be_evicted_too() {
+        let mut policy = filled(3);
+        (0..3).for_each(|slot| (0..9).for_each(|_| policy.touch(slot)));
+        let gone: HashSet<_> = (0..3).map(|_| evict(&mut policy).unwrap()).collect();
+        assert_eq!(gone.len(), 3);
+        assert_eq!(evict(&mut policy), None);
+        assert_eq!(evict(&mut Policy::new(0)), None);
+    }
+
+    #[test]
+    fn as_many_ghosts_as_slots() {
+        let mut ghosts = Ghosts::new(3);
+        [1, 2, 3, 2, 4].into_iter().for_each(|print| ghosts.remember(print));
+        assert!(ghosts.index.len() <= 3 && ghosts.prints.len() == 3);
+        // 2 was remembered twice; its later place counts.
+        assert_eq!([1, 2, 3, 4].map(|print| ghosts.take(print)), [false, true, true, true]);
+        assert!(!ghosts.take(2));
+        Ghosts::new(0).remember(1);
+    }
+
+    proptest! {
+        /// Each slot that was admitted and not taken out is in exactly one queue.
+        #[test]
+        fn no_slot_is_lost(steps in prop::collection::vec((0u8..4, 0u32..16, 0u32..64), 0..400)) {
+            let mut policy = Policy::new(16);
+            let mut held = HashSet::new();
+            for (step, slot, print) in steps {
+                match step {
+                    0 if held.insert(slot) => policy.admit(slot, print),
+                    1 if held.contains(&slot) => policy.touch(slot),
+                    2 if held.remove(&slot) => policy.remove(slot),
+                    3 => {
+                        let gone = policy.evict(|slot| slot * 3);
+                        prop_assert_eq!(gone.is_none(), held.is_empty());
+                        prop_assert!(gone.is_none_or(|slot| held.remove(&slot)));
+                    }
+                    _ => {}
+                }
+                let queued: Vec<_> = [small(&policy), main(&policy)].concat();
+                prop_assert_eq!(queued.len(), held.len());
+                prop_assert_eq!(queued.into_iter().collect::<HashSet<_>>(), held.clone());
+                prop_assert!(policy.ghosts.index.len() <= 16);
+            }
+        }
+    }
+}

@@ -220,6 +220,16 @@ impl Shard {
         }
     }
 
+    /// Whether every slot holds what it should: a DEK and zeros, or zeros alone.
+    #[cfg(test)]
+    pub(super) fn is_clean(&self) -> bool {
+        (0..self.shelf.slots()).all(|slot| {
+            let len = self.entries.get(slot).map_or(0, |entry| usize::from(entry.len));
+            let bytes = self.shelf.get(slot as u32, crate::secret::SLOT_BYTES);
+            bytes[len..].iter().all(|byte| *byte == 0)
+        })
+    }
+
     fn find(&self, key: &CacheKey) -> Option<u32> {
         let is_it = |&slot: &u32| self.entries[slot as usize].key == *key;
         self.index.find(key.index_hash(), is_it).copied()

@@ -201,9 +201,10 @@ mod tests {
     use std::{
         panic::{AssertUnwindSafe, catch_unwind},
         sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        time::Duration,
     };
 
-    use tokio::{runtime, sync::oneshot, task::yield_now};
+    use tokio::{runtime, sync::oneshot, task::yield_now, time::sleep};
 
     use super::*;
 
@@ -221,11 +222,11 @@ mod tests {
     }
 
     async fn until(condition: impl Fn() -> bool) {
-        for _ in 0..1000 {
+        for _ in 0..10_000 {
             if condition() {
                 return;
             }
-            yield_now().await;
+            sleep(Duration::from_millis(1)).await;
         }
         panic!("it never came true");
     }
@@ -262,7 +263,7 @@ mod tests {
             assert_eq!(value, 41);
         }
         assert_eq!((leaders, runs.load(SeqCst)), (1, 1));
-        assert!(flights.is_empty());
+        until(|| flights.is_empty()).await;
     }
 
     #[tokio::test]

@@ -226,7 +226,7 @@ impl Shard {
         (0..self.shelf.slots()).all(|slot| {
             let len = self.entries.get(slot).map_or(0, |entry| usize::from(entry.len));
             let bytes = self.shelf.get(slot as u32, crate::secret::SLOT_BYTES);
-            bytes[len..].iter().all(|byte| *byte == 0)
+            bytes[len..] == [0; crate::secret::SLOT_BYTES][len..]
         })
     }
 

@@ -28,7 +28,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn empty(capacity: usize) -> Cache {
     let (count, slots) = Cache::layout(capacity);
     let settings = CacheSettings { capacity, ttl: HOUR, idle: HOUR };
-    Cache::new(settings, shelves(count, slots), Instant::now()).expect("a cache")
+    Cache::new(settings, shelves(count, slots, true).expect("memory").0, Instant::now())
+        .expect("a cache")
 }
 
 fn dek() -> Dek {

@@ -143,7 +143,8 @@ impl Real {
         let hour = Duration::from_secs(3600);
         let settings = CacheSettings { capacity, ttl: hour, idle: hour };
         let now = Instant::now();
-        let cache = Cache::new(settings, shelves(count, slots), now).expect("a cache");
+        let cache = Cache::new(settings, shelves(count, slots, true).expect("memory").0, now)
+            .expect("a cache");
         Self { cache, dek: Dek::parse(Secret::zeroed(16)).expect("a DEK"), now }
     }
 }

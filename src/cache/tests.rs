@@ -22,7 +22,7 @@ fn settings(capacity: usize) -> CacheSettings {
 
 fn cache(settings: CacheSettings, start: Instant) -> Cache {
     let (count, slots) = Cache::layout(settings.capacity);
-    Cache::new(settings, shelves(count, slots), start).unwrap()
+    Cache::new(settings, shelves(count, slots, true).unwrap().0, start).unwrap()
 }
 
 fn dek(fill: u8, len: usize) -> Dek {
@@ -64,7 +64,7 @@ fn the_layout_never_exceeds_the_capacity_and_is_close_to_it() {
 #[test]
 #[should_panic(expected = "layout")]
 fn shelves_of_another_layout_are_refused() {
-    let _ = Cache::new(settings(100), shelves(1, 99), Instant::now());
+    let _ = Cache::new(settings(100), shelves(1, 99, true).unwrap().0, Instant::now());
 }
 
 #[test]

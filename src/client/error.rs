@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use tonic::{Code, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
 use crate::{
@@ -10,6 +10,9 @@ use crate::{
     op::MESSAGE_MAX_BYTES,
     wire::{ERROR_DOMAIN, ItemError},
 };
+
+/// The pause before a call is sent again whose connection ended.
+const RECONNECT_AFTER: Duration = Duration::from_millis(5);
 
 /// Why a call, or one item of a stream, failed. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +122,10 @@ impl Error {
                 let message = format!("cannot reach the sidecar at {target}: {cause}");
                 let error = Self::new(Self::SIDECAR_UNREACHABLE, Code::Unavailable, message);
                 let fix = "see whether it runs, and whether we may connect to it";
-                Self { fix: Some(fix.to_owned()), ..error }
+                // A connection that ended: the sidecar closes each after some minutes, and
+                // a call may just miss it. The next one is on another.
+                let retry_after = (broken && !could_not_connect(status)).then_some(RECONNECT_AFTER);
+                Self { fix: Some(fix.to_owned()), retry_after, ..error }
             }
             code => Self::new(Self::ANSWER_INVALID, code, status.message()),
         }
@@ -130,6 +136,18 @@ impl Error {
         let retry_after = retry_after.and_then(|after| after.try_into().ok());
         Self { reason, code: Code::from(code), message, fix: None, retry_after }
     }
+}
+
+/// Whether there was no connection at all, rather than one that ended.
+fn could_not_connect(status: &Status) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The innermost error of a chain, which says what really happened.

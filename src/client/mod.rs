@@ -7,8 +7,8 @@
 //!
 //! Invariants: every call has a deadline, which the sidecar is told; a DEK is a
 //! [`Secret`] and nothing else; a call is sent again only where the sidecar says that
-//! this can help and the table of operations that it does no harm, at most
-//! [`ATTEMPTS_MAX`] times, and within its deadline.
+//! this can help, or its connection ended, and the table of operations that it does no
+//! harm, at most [`ATTEMPTS_MAX`] times, and within its deadline.
 //!
 //! ```no_run
 //! use keyward::client::{Client, Endpoint};

@@ -1,17 +1,36 @@
 //! Many DEKs over one call. Answers come in any order; a client must read them while
 //! it sends, because the sidecar works on a bounded number of items at once and reads
 //! no further.
+//!
+//! The sidecar ends every connection after some minutes, and at once when the DEKs that
+//! went over it are to leave no trace. A stream then goes on over another connection
+//! without its caller noticing: what was not answered is sent again.
+//!
+//! Invariant: an item is answered at most once. What is sent again are the items that
+//! were not answered, which is what an [`Outbox`] keeps.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use futures_util::{Stream, StreamExt, stream, stream::BoxStream};
-use tokio::time::{Instant, timeout_at};
-use tonic::{Request, Response, Status, Streaming};
+use futures_util::{
+    FutureExt, Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream, Fuse},
+};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-use super::{Client, Error, Rewrapped, WrappedDek, dek_of, rewrapped};
+use super::{ATTEMPTS_MAX, Client, Error, Rewrapped, WrappedDek, dek_of, retry, rewrapped};
 use crate::{
+    error::Reason,
     secret::Secret,
-    wire::{self, rewrap_stream_response, unwrap_stream_response},
+    wire::{self, key_wrap_client::KeyWrapClient, rewrap_stream_response, unwrap_stream_response},
 };
 
 /// One DEK to unwrap or rewrap.
@@ -45,16 +64,13 @@ impl Client {
         items: impl Stream<Item = Item> + Send + 'static,
         timeout: Duration,
     ) -> Result<Answers<Secret>, Error> {
-        let deadline = Instant::now() + timeout;
-        let items = items.map(|Item { id, wrapped, context }| wire::UnwrapStreamRequest {
-            id,
-            wrapped: Some(wrapped),
-            context,
-        });
-        let mut inner = self.inner.clone();
-        let opened = inner.unwrap_stream(request(items, timeout));
-        let answers = self.opened(deadline, opened).await?;
-        Ok(self.answers(deadline, answers, |mut answer: wire::UnwrapStreamResponse| {
+        let open = |mut client: KeyWrapClient<Channel>, items: Sending, timeout| {
+            let items = items.map(|(id, Item { wrapped, context, .. })| {
+                wire::UnwrapStreamRequest { id, wrapped: Some(wrapped), context }
+            });
+            async move { client.unwrap_stream(request(items, timeout)).await }.boxed()
+        };
+        let read = |mut answer: wire::UnwrapStreamResponse| {
             let outcome = match &mut answer.outcome {
                 Some(unwrap_stream_response::Outcome::Dek(dek)) => dek_of(mem::take(dek)),
                 Some(unwrap_stream_response::Outcome::Error(error)) => {
@@ -63,7 +79,8 @@ impl Client {
                 None => Err(Error::answer_invalid("an item without an outcome")),
             };
             Answer { id: answer.id, outcome }
-        }))
+        };
+        Exchange::open(self.clone(), items.boxed(), timeout, open, read).await
     }
 
     /// Rewraps `items`, in the background of the sidecar's other work. The stream ends
@@ -73,55 +90,21 @@ impl Client {
         items: impl Stream<Item = Item> + Send + 'static,
         timeout: Duration,
     ) -> Result<Answers<Rewrapped>, Error> {
-        let deadline = Instant::now() + timeout;
-        let items = items.map(|Item { id, wrapped, context }| wire::RewrapStreamRequest {
-            id,
-            wrapped: Some(wrapped),
-            context,
-        });
-        let mut inner = self.inner.clone();
-        let opened = inner.rewrap_stream(request(items, timeout));
-        let answers = self.opened(deadline, opened).await?;
-        Ok(self.answers(deadline, answers, |answer: wire::RewrapStreamResponse| {
+        let open = |mut client: KeyWrapClient<Channel>, items: Sending, timeout| {
+            let items = items.map(|(id, Item { wrapped, context, .. })| {
+                wire::RewrapStreamRequest { id, wrapped: Some(wrapped), context }
+            });
+            async move { client.rewrap_stream(request(items, timeout)).await }.boxed()
+        };
+        let read = |answer: wire::RewrapStreamResponse| {
             let outcome = match answer.outcome {
                 Some(rewrap_stream_response::Outcome::Rewrapped(done)) => rewrapped(done),
                 Some(rewrap_stream_response::Outcome::Error(error)) => Err(Error::from_item(error)),
                 None => Err(Error::answer_invalid("an item without an outcome")),
             };
             Answer { id: answer.id, outcome }
-        }))
-    }
-
-    async fn opened<A>(
-        &self,
-        deadline: Instant,
-        opened: impl Future<Output = Result<Response<Streaming<A>>, Status>>,
-    ) -> Result<Streaming<A>, Error> {
-        match timeout_at(deadline, opened).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Error::from_status(&status, &self.target)),
-            Err(_elapsed) => Err(Error::deadline_exceeded()),
-        }
-    }
-
-    fn answers<A: Send + 'static, T: Send + 'static>(
-        &self,
-        deadline: Instant,
-        answers: Streaming<A>,
-        read: impl Fn(A) -> Answer<T> + Copy + Send + 'static,
-    ) -> Answers<T> {
-        let target = Arc::clone(&self.target);
-        let state = Some((answers, target));
-        stream::unfold(state, move |state| async move {
-            let (mut answers, target) = state?;
-            match timeout_at(deadline, answers.message()).await {
-                Ok(Ok(Some(answer))) => Some((Ok(read(answer)), Some((answers, target)))),
-                Ok(Ok(None)) => None,
-                Ok(Err(status)) => Some((Err(Error::from_status(&status, &target)), None)),
-                Err(_elapsed) => Some((Err(Error::deadline_exceeded()), None)),
-            }
-        })
-        .boxed()
+        };
+        Exchange::open(self.clone(), items.boxed(), timeout, open, read).await
     }
 }
 
@@ -129,4 +112,200 @@ fn request<T>(items: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(items);
     request.set_timeout(timeout);
     request
+}
+
+type Opening<A> = BoxFuture<'static, Result<Response<Streaming<A>>, Status>>;
+type Open<A> = fn(KeyWrapClient<Channel>, Sending, Duration) -> Opening<A>;
+type Read<A, T> = fn(A) -> Answer<T>;
+
+/// One stream as its caller sees it, over as many connections as it takes.
+struct Exchange<A, T> {
+    client: Client,
+    deadline: Instant,
+    outbox: Arc<Mutex<Outbox>>,
+    answers: Streaming<A>,
+    open: Open<A>,
+    read: Read<A, T>,
+    /// Times that it was opened since the last answer.
+    attempts: u32,
+}
+
+impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
+    async fn open(
+        client: Client,
+        items: BoxStream<'static, Item>,
+        timeout: Duration,
+        open: Open<A>,
+        read: Read<A, T>,
+    ) -> Result<Answers<T>, Error> {
+        let deadline = Instant::now() + timeout;
+        let outbox = Arc::new(Mutex::new(Outbox::new(items)));
+        let answers = opened(&client, &outbox, deadline, open).await?;
+        let exchange = Self { client, deadline, outbox, answers, open, read, attempts: 1 };
+        let next = |exchange: Option<Self>| async move {
+            let mut exchange = exchange?;
+            match exchange.next().await {
+                Ok(Some(answer)) => Some((Ok(answer), Some(exchange))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        };
+        Ok(stream::unfold(Some(exchange), next).boxed())
+    }
+
+    /// The next answer; `None` when all are answered.
+    async fn next(&mut self) -> Result<Option<Answer<T>>, Error> {
+        loop {
+            let error = match timeout_at(self.deadline, self.answers.message()).await {
+                Ok(Ok(Some(answer))) => {
+                    let Answer { id: number, outcome } = (self.read)(answer);
+                    let id = lock(&self.outbox)
+                        .answered(number)
+                        .ok_or_else(|| Error::answer_invalid("an item that was not sent"))?;
+                    self.attempts = 1;
+                    return Ok(Some(Answer { id, outcome }));
+                }
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(status)) => Error::from_status(&status, &self.client.target),
+                Err(_elapsed) => return Err(Error::deadline_exceeded()),
+            };
+            self.go_on(error).await?;
+        }
+    }
+
+    /// Opens the stream again, if `error` says that only its connection ended.
+    async fn go_on(&mut self, error: Error) -> Result<(), Error> {
+        let ended = error.reason() == Reason::ConnectionEnding.as_str();
+        if !ended || self.attempts >= ATTEMPTS_MAX {
+            return Err(error);
+        }
+        self.attempts += 1;
+        // The old connection takes no new stream; the next one is another.
+        let pause = error.retry_after().unwrap_or_default().mul_f64(1.0 + retry::jitter());
+        sleep(pause.min(self.deadline.saturating_duration_since(Instant::now()))).await;
+        lock(&self.outbox).start_again();
+        self.answers = opened(&self.client, &self.outbox, self.deadline, self.open).await?;
+        Ok(())
+    }
+}
+
+async fn opened<A>(
+    client: &Client,
+    outbox: &Arc<Mutex<Outbox>>,
+    deadline: Instant,
+    open: Open<A>,
+) -> Result<Streaming<A>, Error> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let sending = Sending { run: lock(outbox).run, outbox: Arc::clone(outbox) };
+    let opening = open(client.inner.clone(), sending, left);
+    match timeout_at(deadline, opening).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Error::from_status(&status, &client.target)),
+        Err(_elapsed) => Err(Error::deadline_exceeded()),
+    }
+}
+
+/// What one stream sends, until the outbox starts again: items with the numbers that we
+/// give them.
+struct Sending {
+    run: u32,
+    outbox: Arc<Mutex<Outbox>>,
+}
+
+impl Stream for Sending {
+    type Item = (u64, Item);
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        lock(&self.outbox).poll_send(self.run, cx)
+    }
+}
+
+fn lock(outbox: &Mutex<Outbox>) -> MutexGuard<'_, Outbox> {
+    outbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The items of a stream: those to be sent, and those that were and are not answered.
+/// Of the latter there are no more than the sidecar works on and the buffers in between
+/// hold.
+struct Outbox {
+    items: Fuse<BoxStream<'static, Item>>,
+    /// By the numbers that we gave them: callers' need not be distinct.
+    unanswered: HashMap<u64, Item>,
+    again: VecDeque<u64>,
+    next: u64,
+    /// Which of the streams that were opened may send.
+    run: u32,
+}
+
+impl Outbox {
+    fn new(items: BoxStream<'static, Item>) -> Self {
+        let (unanswered, again) = (HashMap::new(), VecDeque::new());
+        Self { items: items.fuse(), unanswered, again, next: 0, run: 0 }
+    }
+
+    /// What a stream of `run` sends next.
+    fn poll_send(&mut self, run: u32, cx: &mut Context<'_>) -> Poll<Option<(u64, Item)>> {
+        if run != self.run {
+            return Poll::Ready(None);
+        }
+        while let Some(number) = self.again.pop_front() {
+            if let Some(item) = self.unanswered.get(&number) {
+                return Poll::Ready(Some((number, item.clone())));
+            }
+        }
+        self.items.poll_next_unpin(cx).map(|item| {
+            item.map(|item| {
+                let number = self.next;
+                self.next += 1;
+                self.unanswered.insert(number, item.clone());
+                (number, item)
+            })
+        })
+    }
+
+    /// An answer came. The caller's id of the item; `None` if no answer is due.
+    fn answered(&mut self, number: u64) -> Option<u64> {
+        self.unanswered.remove(&number).map(|item| item.id)
+    }
+
+    /// Has everything sent again that was not answered, by a new stream.
+    fn start_again(&mut self) {
+        self.run += 1;
+        let mut numbers: Vec<u64> = self.unanswered.keys().copied().collect();
+        numbers.sort_unstable();
+        self.again = numbers.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    fn item(id: u64) -> Item {
+        Item { id, wrapped: WrappedDek::default(), context: vec![] }
+    }
+
+    fn send(outbox: &mut Outbox, run: u32) -> Poll<Option<(u64, u64)>> {
+        let sent = outbox.poll_send(run, &mut Context::from_waker(Waker::noop()));
+        sent.map(|sent| sent.map(|(number, item)| (number, item.id)))
+    }
+
+    #[test]
+    fn what_was_not_answered_is_sent_again_and_once() {
+        let mut outbox = Outbox::new(stream::iter([7, 7, 9].map(item)).boxed());
+        assert_eq!(send(&mut outbox, 0), Poll::Ready(Some((0, 7))));
+        assert_eq!(send(&mut outbox, 0), Poll::Ready(Some((1, 7))));
+        assert_eq!(outbox.answered(0), Some(7));
+        assert_eq!(outbox.answered(0), None, "no second answer is due");
+        assert_eq!(outbox.answered(2), None, "it was not sent yet");
+        outbox.start_again();
+        assert_eq!(send(&mut outbox, 0), Poll::Ready(None), "the old stream sends no more");
+        assert_eq!(send(&mut outbox, 1), Poll::Ready(Some((1, 7))));
+        assert_eq!(send(&mut outbox, 1), Poll::Ready(Some((2, 9))));
+        assert_eq!(send(&mut outbox, 1), Poll::Ready(None));
+        assert_eq!((outbox.answered(2), outbox.answered(1)), (Some(9), Some(7)));
+        outbox.start_again();
+        assert_eq!(send(&mut outbox, 2), Poll::Ready(None), "nothing is left");
+    }
 }

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tracing::info;
 
 use crate::{
-    cache::{Cache, CacheKey, Flights, Grant},
+    cache::{Cache, Flights, Grant},
     carriers::{Carriers, Closed},
     envelope::Dek,
     error::Error,
@@ -30,7 +30,7 @@ pub(super) struct Custody {
     pub(super) cache: Arc<Cache>,
     pub(super) carriers: Arc<Carriers>,
     pub(super) terms: Terms,
-    pub(super) flights: Flights<CacheKey, Fetched>,
+    pub(super) flights: Flights<Fetched>,
 }
 
 /// What became of a purge.

@@ -5,8 +5,10 @@
 mod support;
 
 mod admin;
+mod cache;
 mod calls;
 mod hostile;
 mod lifecycle;
+mod purge;
 mod streams;
 mod tls;

@@ -27,6 +27,10 @@ pub struct Fake {
     pub hold: watch::Sender<bool>,
     /// What the next unwraps fail with.
     pub failures: Mutex<VecDeque<Error>>,
+    /// What proofs fail with, for as long as it is set.
+    denial: Mutex<Option<Error>>,
+    /// Unwraps at once.
+    at_once: usize,
     running: AtomicUsize,
     peak: AtomicUsize,
     unwraps: AtomicUsize,
@@ -38,6 +42,8 @@ impl Default for Fake {
             versions: Mutex::new(vec![1]),
             hold: watch::Sender::new(false),
             failures: Mutex::default(),
+            denial: Mutex::default(),
+            at_once: 1024,
             running: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             unwraps: AtomicUsize::new(0),
@@ -48,6 +54,11 @@ impl Default for Fake {
 impl Fake {
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// One that works on no more than `at_once` unwraps.
+    pub fn of(at_once: usize) -> Arc<Self> {
+        Arc::new(Self { at_once, ..Self::default() })
     }
 
     /// Makes `n` the newest version.
@@ -68,6 +79,15 @@ impl Fake {
     /// Unwraps that were asked for.
     pub fn unwraps(&self) -> usize {
         self.unwraps.load(Ordering::SeqCst)
+    }
+
+    /// Has proofs fail with `error` from here on, or with nothing.
+    pub fn deny(&self, error: Option<Error>) {
+        *self.denial.lock().unwrap() = error;
+    }
+
+    fn check_denial(&self) -> Result<(), Error> {
+        self.denial.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
     fn info(key: &KeyRef, n: u8) -> VersionInfo {
@@ -129,6 +149,7 @@ impl Backend for Fake {
         _algorithm: Algorithm,
         _deadline: Instant,
     ) -> Result<Vec<VersionInfo>, Error> {
+        self.check_denial()?;
         Ok(self.versions.lock().unwrap().iter().map(|n| Self::info(key, *n)).collect())
     }
 
@@ -138,6 +159,7 @@ impl Backend for Fake {
         _algorithm: Algorithm,
         _deadline: Instant,
     ) -> Result<SystemTime, Error> {
+        self.check_denial()?;
         Ok(SystemTime::now())
     }
 
@@ -184,7 +206,7 @@ impl Backend for Fake {
     }
 
     fn room(&self) -> Room {
-        Room { at_once: 1024, waiting: 4096 }
+        Room { at_once: self.at_once, waiting: 4096 }
     }
 
     fn officer(&self) -> Option<&dyn Officer> {

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use tokio::{
     net::UnixStream,
     sync::{oneshot, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 use tonic::transport::{self, Channel, Uri};
 
@@ -51,6 +51,8 @@ pub struct Sidecar {
     pub metrics: Arc<Metrics>,
     pub ready: watch::Sender<bool>,
     shutdown: Option<oneshot::Sender<()>>,
+    /// Ends with the sidecar.
+    _background: JoinSet<()>,
     served: JoinHandle<Result<(), SetupError>>,
 }
 
@@ -84,14 +86,43 @@ fn spec(name: &str, backend: &Arc<dyn Backend>) -> KekSpec {
     }
 }
 
-/// An engine with a small cache whose DEKs stay for long.
-pub fn engine(keks: Vec<KekSpec>, metrics: Arc<Metrics>) -> Arc<Engine> {
-    let hour = Duration::from_secs(3600);
-    let settings = CacheSettings { capacity: 1024, ttl: hour, idle: hour };
-    let (count, slots) = Cache::layout(settings.capacity);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What a sidecar is made of, to be changed by a test.
+pub struct Parts {
+    pub fake: Arc<Fake>,
+    pub keks: Vec<String>,
+    pub cache: CacheSettings,
+    pub terms: Terms,
+    pub connection_age: Duration,
+    /// Whether KEKs are kept proven; without it they are proven once.
+    pub keep_proven: bool,
+}
+
+impl Default for Parts {
+    /// DEKs and leases that last.
+    fn default() -> Self {
+        Self {
+            fake: Fake::new(),
+            keks: ["orders", "orders-2", UNGRANTED].map(str::to_owned).to_vec(),
+            cache: CacheSettings { capacity: 1024, ttl: HOUR, idle: HOUR },
+            terms: Terms { interval: HOUR, outage_grace: HOUR },
+            connection_age: HOUR,
+            keep_proven: false,
+        }
+    }
+}
+
+/// An engine with a cache of its own.
+pub fn engine(
+    keks: Vec<KekSpec>,
+    cache: CacheSettings,
+    terms: Terms,
+    metrics: Arc<Metrics>,
+) -> Arc<Engine> {
+    let (count, slots) = Cache::layout(cache.capacity);
     let (shelves, _) = shelves(count, slots, true).unwrap();
-    let cache = Cache::new(settings, shelves, Instant::now()).unwrap();
-    let terms = Terms { interval: hour, outage_grace: hour };
+    let cache = Cache::new(cache, shelves, Instant::now()).unwrap();
     let engine = Arc::new(Engine::new(keks, terms, Arc::new(cache), metrics));
     engine.be_watched();
     engine
@@ -99,10 +130,16 @@ pub fn engine(keks: Vec<KekSpec>, metrics: Arc<Metrics>) -> Arc<Engine> {
 
 impl Sidecar {
     pub async fn start() -> Self {
-        Self::start_with(|_| {}, &["orders", "orders-2", UNGRANTED]).await
+        Self::start_of(Parts::default(), |_| {}).await
     }
 
     pub async fn start_with(change: impl FnOnce(&mut Settings), keks: &[&str]) -> Self {
+        let keks = keks.iter().map(|name| (*name).to_owned()).collect();
+        Self::start_of(Parts { keks, ..Parts::default() }, change).await
+    }
+
+    pub async fn start_of(parts: Parts, change: impl FnOnce(&mut Settings)) -> Self {
+        let Parts { fake, keks, cache, terms, connection_age, keep_proven } = parts;
         let dir = TempDir::new().unwrap();
         let pki = Pki::new(&dir.path().join("pki"));
         let mut settings = Settings {
@@ -115,17 +152,20 @@ impl Sidecar {
             tcp: Some(TcpSettings { listen: "127.0.0.1:0".parse().unwrap(), tls: pki.server() }),
             admin: Some("127.0.0.1:0".parse().unwrap()),
             connections: 2000,
-            connection_age: Duration::from_secs(600),
+            connection_age,
             drain: Duration::from_secs(10),
         };
         change(&mut settings);
-        let fake = Fake::new();
-        let metrics = Arc::new(Metrics::new(keks.iter().copied(), [fake.name()]));
+        let metrics = Arc::new(Metrics::new(keks.iter().map(String::as_str), [fake.name()]));
         let backend = Metered::over(Arc::clone(&fake) as _, &metrics);
         let specs = keks.iter().map(|name| spec(name, &backend)).collect();
-        let engine = engine(specs, Arc::clone(&metrics));
+        let engine = engine(specs, cache, terms, Arc::clone(&metrics));
         for name in engine.names() {
             engine.verify(name, Instant::now() + Duration::from_secs(5)).await.unwrap();
+        }
+        let mut background = JoinSet::new();
+        if keep_proven {
+            background.spawn(keyward::engine::keep_proven(Arc::clone(&engine)));
         }
         let policy = Arc::new(ArcSwap::from_pointee(policy()));
         let (ready, seen) = watch::channel(false);
@@ -156,6 +196,7 @@ impl Sidecar {
             metrics,
             ready,
             shutdown: Some(shutdown),
+            _background: background,
             served,
         }
     }

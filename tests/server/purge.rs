@@ -1,0 +1,243 @@
+//! Purges and revocations under load, and what they do to connections.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use futures_util::{StreamExt, stream};
+use keyward::{
+    client::Item,
+    kek::KekName,
+    op::Op,
+    wire::{PurgeCacheRequest, PurgeCacheResponse, UnwrapRequest, admin_client::AdminClient},
+};
+use tokio::{task::JoinSet, time::sleep};
+use tonic::Status;
+
+use super::{
+    calls::reason,
+    support::sidecar::{Parts, Sidecar, dek, eventually, grant, own_uid, wrapped_deks},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn purge(sidecar: &Sidecar, kek: &str) -> Result<PurgeCacheResponse, Status> {
+    let request = PurgeCacheRequest { kek: kek.into() };
+    Ok(AdminClient::new(sidecar.channel()).purge_cache(request).await?.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_wipes_and_closes_who_carried_and_nobody_else() {
+    let sidecar = Sidecar::start().await;
+    let (one, two) = (sidecar.client(), sidecar.client());
+    let wrapped = wrapped_deks(&one, 3).await;
+    for wrapped in &wrapped {
+        one.unwrap(wrapped, b"").await.unwrap();
+    }
+    // Only "orders-2" went over the other connection.
+    let other = two.wrap("orders-2", &dek(), b"").await.unwrap();
+    two.unwrap(&other, b"").await.unwrap();
+    let purged = purge(&sidecar, "orders").await.unwrap();
+    assert_eq!(purged, PurgeCacheResponse { deks: 3, connections: 1, left_open: 0 });
+    let unwraps = sidecar.fake.unwraps();
+    for wrapped in &wrapped {
+        one.unwrap(wrapped, b"").await.expect("the client connects again by itself");
+    }
+    two.unwrap(&other, b"").await.unwrap();
+    assert_eq!(sidecar.fake.unwraps() - unwraps, 3, "the other KEK's DEK is still there");
+
+    let purged = purge(&sidecar, "").await.unwrap();
+    assert_eq!(purged, PurgeCacheResponse { deks: 4, connections: 2, left_open: 0 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_purge_does() {
+    let sidecar = Sidecar::start().await;
+    let who = format!("uid:{}", own_uid());
+    let policy = keyward::auth::Policy::new(vec![
+        grant(&who, &[Op::Wrap, Op::Unwrap], "*"),
+        grant(&who, &[Op::Purge], "orders-2"),
+    ]);
+    sidecar.policy.store(Arc::new(policy));
+    for kek in ["orders", "no-such-kek"] {
+        assert_eq!(reason(&purge(&sidecar, kek).await.unwrap_err()), "PERMISSION_DENIED");
+    }
+    assert_eq!(reason(&purge(&sidecar, "/").await.unwrap_err()), "REQUEST_INVALID");
+    let client = sidecar.client();
+    for kek in ["orders", "orders-2"] {
+        let wrapped = client.wrap(kek, &dek(), b"").await.unwrap();
+        client.unwrap(&wrapped, b"").await.unwrap();
+    }
+    assert_eq!(purge(&sidecar, "").await.unwrap().deks, 1, "all that it may, and no more");
+    sidecar.policy.store(Arc::new(keyward::auth::Policy::default()));
+    assert_eq!(reason(&purge(&sidecar, "").await.unwrap_err()), "PERMISSION_DENIED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purges_cost_callers_nothing_but_time() {
+    let sidecar = Sidecar::start().await;
+    let client = sidecar.client();
+    let wrapped = wrapped_deks(&client, 16).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut load = JoinSet::new();
+    for wrapped in wrapped {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        load.spawn(async move {
+            let mut answered = 0_usize;
+            while !stop.load(Ordering::Relaxed) {
+                client.unwrap(&wrapped, b"").await.expect("no caller notices");
+                answered += 1;
+            }
+            answered
+        });
+    }
+    for _ in 0..20 {
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(purge(&sidecar, "orders").await.unwrap().left_open, 0);
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Some(answered) = load.join_next().await {
+        assert!(answered.unwrap() > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_over_another_connection() {
+    let sidecar = Sidecar::start().await;
+    let client = sidecar.client();
+    let wrapped = wrapped_deks(&client, 50).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let items = stream::iter(0..2000_u64).then(move |id| {
+        let item = Item { id, wrapped: wrapped[id as usize % 50].clone(), context: vec![] };
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move {
+            sleep(Duration::from_micros(500)).await;
+            item
+        }
+    });
+    let mut answers = client.unwrap_stream(items, MINUTE).await.unwrap();
+    let mut purging = JoinSet::new();
+    let channel = sidecar.channel();
+    purging.spawn(async move {
+        let mut admin = AdminClient::new(channel);
+        for _ in 0..5 {
+            sleep(Duration::from_millis(100)).await;
+            admin.purge_cache(PurgeCacheRequest { kek: "orders".into() }).await.unwrap();
+        }
+    });
+    let mut seen = std::collections::HashSet::new();
+    while let Some(answer) = answers.next().await {
+        let answer = answer.expect("the stream does not end");
+        assert!(answer.outcome.is_ok());
+        assert!(seen.insert(answer.id), "item {} was answered twice", answer.id);
+    }
+    assert_eq!(seen.len(), 2000);
+    purging.join_next().await.unwrap().unwrap();
+    let closed = sidecar.metrics.render();
+    assert!(closed.contains("cause=\"purge\"} "), "{closed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_grow_old_are_replaced_without_an_error() {
+    let parts = Parts { connection_age: Duration::from_millis(300), ..Parts::default() };
+    let sidecar = Sidecar::start_of(parts, |_| {}).await;
+    let client = sidecar.client();
+    let wrapped = wrapped_deks(&client, 1).await.remove(0);
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        client.unwrap(&wrapped, b"").await.expect("no caller notices");
+    }
+    let metrics = sidecar.metrics.render();
+    let line = metrics.lines().find(|line| line.contains("cause=\"age\"")).unwrap();
+    let closed: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((5..=15).contains(&closed), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_released_after_a_revocation() {
+    let sidecar = Sidecar::start().await;
+    let kek = KekName::parse("orders").unwrap();
+    for round in 0..5 {
+        let wrapped = wrapped_deks(&sidecar.client(), 64).await;
+        let revoked: Arc<ArcSwap<Option<Instant>>> = Arc::default();
+        let mut load = JoinSet::new();
+        for (caller, wrapped) in wrapped.into_iter().enumerate() {
+            // Some from memory, some from the backend, over many connections.
+            let client = sidecar.client();
+            let revoked = Arc::clone(&revoked);
+            load.spawn(async move {
+                let mut answered = 0_usize;
+                loop {
+                    let mut asked = wrapped.clone();
+                    if caller % 2 == 0 {
+                        asked = client.wrap("orders", &dek(), b"").await.unwrap_or(asked);
+                    }
+                    match client.unwrap(&asked, b"").await {
+                        Ok(_) => {
+                            let now = Instant::now();
+                            let since = **revoked.load();
+                            assert!(since.is_none_or(|since| now < since), "released after");
+                            answered += 1;
+                        }
+                        Err(error) => {
+                            assert_eq!(error.reason(), "KEK_REVOKED", "{error}");
+                            return answered;
+                        }
+                    }
+                }
+            });
+        }
+        sleep(Duration::from_millis(100)).await;
+        let purged = sidecar.engine.revoke(&kek).await.unwrap();
+        revoked.store(Arc::new(Some(Instant::now())));
+        assert!(purged.connections > 0 && purged.left_open == 0, "{purged:?}");
+        let mut answered = 0;
+        while let Some(caller) = load.join_next().await {
+            answered += caller.unwrap();
+        }
+        assert!(answered > 0, "there was no load");
+        let entries = sidecar.metrics.render();
+        assert!(entries.contains("keyward_cache_entries 0"), "{entries}");
+        let client = sidecar.client();
+        let refused = client.wrap("orders", &dek(), b"").await.unwrap_err();
+        assert_eq!(refused.reason(), "KEK_REVOKED", "round {round}");
+        assert!(client.wrap("orders-2", &dek(), b"").await.is_ok(), "another KEK is not touched");
+
+        sidecar.engine.restore(&kek).unwrap();
+        let soon = Instant::now() + Duration::from_secs(5);
+        sidecar.engine.verify(&kek, soon).await.unwrap();
+        assert!(client.wrap("orders", &dek(), b"").await.is_ok());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unwrap_from_before_a_revocation_is_not_answered_after_it() {
+    let sidecar = Sidecar::start().await;
+    let kek = KekName::parse("orders").unwrap();
+    let client = sidecar.client();
+    let wrapped = wrapped_deks(&client, 1).await.remove(0);
+    sidecar.fake.hold.send_replace(true);
+    // Not our client: it would ask again.
+    let mut raw = sidecar.raw();
+    let request = UnwrapRequest { wrapped: Some(wrapped), context: vec![] };
+    let call = tokio::spawn(async move { raw.unwrap(request).await });
+    eventually("it is in work", || sidecar.fake.running() == 1).await;
+    // Not to be waited for: it waits for the call's connection.
+    let engine = Arc::clone(&sidecar.engine);
+    let name = kek.clone();
+    let revoking = tokio::spawn(async move { engine.revoke(&name).await });
+    sleep(Duration::from_millis(50)).await;
+    sidecar.engine.restore(&kek).unwrap();
+    sidecar.engine.verify(&kek, Instant::now() + Duration::from_secs(5)).await.unwrap();
+    sidecar.fake.hold.send_replace(false);
+    // The KEK is allowed again, but this call holds the lease of before.
+    let refused = call.await.unwrap().unwrap_err();
+    assert_eq!(reason(&refused), "KEK_UNPROVEN");
+    revoking.await.unwrap().unwrap();
+}

@@ -251,11 +251,9 @@ impl Sieve {
 
     fn evict(&mut self) {
         loop {
-            if self.hand == self.queue.len() {
-                self.hand = 0;
-            }
             let at = self.hand;
-            self.hand += 1;
+            // Back to the oldest at once, so that the hand never waits for the next newcomer.
+            self.hand = (at + 1) % self.queue.len();
             let Some(file) = self.queue[at] else { continue };
             if !std::mem::take(&mut self.marked[file as usize]) {
                 self.queue[at] = None;
@@ -279,6 +277,7 @@ impl Store for Sieve {
         if self.queue.len() > 2 * self.capacity {
             self.hand = self.queue[..self.hand].iter().flatten().count();
             self.queue.retain(Option::is_some);
+            self.hand %= self.queue.len();
         }
         self.queue.push(Some(file));
         self.held[file as usize] = true;

@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     alloc,
-    backend::{Backend, Metered, pkcs11::Pkcs11Backend},
+    backend::{Backend, Bare, Metered, pkcs11::Pkcs11Backend},
     cache::Cache,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
@@ -55,6 +55,19 @@ pub struct StartError {
 pub fn build_backend(config: &BackendConfig) -> Result<Arc<dyn Backend>, Error> {
     match config {
         BackendConfig::Pkcs11(settings) => Ok(Arc::new(Pkcs11Backend::open(settings.clone())?)),
+    }
+}
+
+/// A backend, and the way past it to its device.
+pub type Measurable = (Arc<dyn Backend>, Arc<dyn Bare>);
+
+/// Opens a backend to measure it. Blocks for as long as its device takes.
+pub fn build_measurable(config: &BackendConfig) -> Result<Measurable, Error> {
+    match config {
+        BackendConfig::Pkcs11(settings) => {
+            let backend = Arc::new(Pkcs11Backend::open(settings.clone())?);
+            Ok((Arc::clone(&backend) as _, backend))
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub mod api;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]
+pub mod load;
+#[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "client")]
 pub mod wire;

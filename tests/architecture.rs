@@ -52,6 +52,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     ),
     ("server", 6, &["api", "wire", "engine", "carriers", "observe", "auth", "op", "error"]),
     ("client", 6, &["wire", "op", "secret", "error"]),
+    ("load", 6, &["client", "wire", "backend", "kek", "op", "secret", "error"]),
     // assembly: may import everything below it
     (
         "config",
@@ -70,7 +71,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         "cli",
         7,
         &[
-            "app", "config", "client", "server", "wire", "engine", "backend", "observe",
+            "app", "config", "load", "client", "server", "wire", "engine", "backend", "observe",
             "envelope", "auth", "kek", "op", "secret", "error",
         ],
     ),
@@ -81,7 +82,7 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("cryptoki", &["backend/pkcs11/"]),
     ("cryptoki_sys", &["backend/pkcs11/"]),
     ("prometheus_client", &["observe/"]),
-    ("tonic", &["wire.rs", "api/", "server/", "client/"]),
+    ("tonic", &["wire.rs", "api/", "server/", "client/", "load/echo.rs"]),
     ("tonic_health", &["server/"]),
     ("tonic_reflection", &["server/"]),
     ("tonic_types", &["api/", "client/"]),
@@ -92,6 +93,7 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("toml", &["config/"]),
     ("clap", &["cli/"]),
     ("rsa", &["kek/public_key.rs"]),
+    ("hdrhistogram", &["load/record.rs"]),
     ("sd_notify", &["app.rs"]),
     ("mimalloc", &["alloc.rs"]),
     ("libc", &["alloc.rs", "secret/region"]),

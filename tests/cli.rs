@@ -95,6 +95,16 @@ fn wrong_usage_exits_with_2_and_says_error() {
         &["key", "create", "--config", "f", "--type", "aes", "--public-key-out", "p", "n"],
         &["key", "create", "--config", "f", "a/b"],
         &["completions", "dos"],
+        &["bench", "hot"],
+        &["bench", "lukewarm", "--kek", "a"],
+        &["bench", "hot", "--key", "k"],
+        &["bench", "hot", "--key", "k", "--config", "f", "--socket", "s"],
+        &["bench", "hot", "--kek", "a", "--backend", "b"],
+        &["bench", "hot", "--kek", "a", "--callers", "0"],
+        &["bench", "hot", "--kek", "a", "--max-regression", "5"],
+        &["bench", "cold", "--kek", "a", "--skew", "1"],
+        &["bench", "boot", "--kek", "a", "--rate", "5"],
+        &["bench", "boot", "--kek", "a", "--unary", "--stream"],
     ] {
         let ran = keyward(args, b"");
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
@@ -212,6 +222,32 @@ fn an_officer_must_name_the_backend_if_there_are_two() {
     let ran = keyward(&["key", "list", "--config", text(&file), "--backend", "c"], b"");
     assert_eq!(ran.code, 1);
     assert_labelled(&ran.stderr);
+}
+
+// === bench ===
+
+#[test]
+fn a_bench_that_cannot_begin_leaves_nothing_and_says_why() {
+    let dir = temp_dir();
+    let page = dir.path().join("page.html");
+    let args = ["bench", "hot", "--kek", "a", "--socket", NO_SIDECAR, "--html", text(&page)];
+    let ran = keyward(&args, b"");
+    assert_eq!((ran.code, ran.stdout()), (1, ""));
+    assert_labelled(&ran.stderr);
+    assert!(ran.stderr.contains(NO_SIDECAR), "{}", ran.stderr);
+    assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+}
+
+#[test]
+fn a_baseline_that_is_none_is_refused_before_anything_is_measured() {
+    let dir = temp_dir();
+    let no_json = write(&dir, "baseline", "p50 5");
+    let args = ["bench", "hot", "--kek", "a", "--socket", NO_SIDECAR, "--compare"];
+    for (file, told) in [(text(&no_json), "is not JSON"), ("/nonexistent/b.json", "cannot read")] {
+        let ran = keyward(&[&args[..], &[file]].concat(), b"");
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    }
 }
 
 // === DEKs in and out ===

@@ -5,6 +5,7 @@ use std::{path::Path, process::Command};
 use keyward::config::{self, NoAccounts};
 
 const README: &str = include_str!("../README.md");
+const BENCHMARKING: &str = include_str!("../docs/benchmarking.md");
 
 /// The fenced blocks of a language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
@@ -26,9 +27,9 @@ fn the_configuration_in_the_readme_is_right() {
 }
 
 #[test]
-fn the_commands_in_the_readme_exist() {
+fn the_commands_in_the_documents_exist() {
     let mut seen = 0;
-    for block in blocks(README, "sh") {
+    for block in [README, BENCHMARKING].iter().flat_map(|text| blocks(text, "sh")) {
         for line in block.lines().filter_map(|line| line.strip_prefix("keyward ")) {
             let line = line.split(['#', '<', '>']).next().unwrap_or_default();
             let words: Vec<_> = line.split_whitespace().collect();
@@ -49,13 +50,15 @@ fn the_commands_in_the_readme_exist() {
             seen += 1;
         }
     }
-    assert!(seen >= 6, "the README shows commands");
+    assert!(seen >= 14, "the documents show commands");
 }
 
 #[test]
 fn the_documents_name_files_that_are_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "docs/benchmarking.md"]
+    {
         let text = std::fs::read_to_string(root.join(document)).expect("a document");
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         let paths = text.split('`').skip(1).step_by(2).filter(|code| {

@@ -10,7 +10,10 @@
 mod metered;
 pub mod pkcs11;
 
-use std::time::{Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use async_trait::async_trait;
 
@@ -131,6 +134,26 @@ pub trait Officer: Send + Sync {
         label: Option<&str>,
         deadline: Instant,
     ) -> Result<Vec<KeyDescription>, Error>;
+}
+
+/// The device alone, without what a backend puts around it: for measuring what that costs.
+#[async_trait]
+pub trait Bare: Send + Sync {
+    /// How many operations the device is given at once, at most.
+    fn sessions(&self) -> usize;
+
+    /// Unwraps `ciphertexts` in turn in one session, each as soon as the one before is
+    /// done, and says how long each took. Ends after `length`, or earlier if so long a hold
+    /// on one session would look like a call that hangs; does at least one. The payloads
+    /// are wiped unseen.
+    async fn time_unwraps(
+        &self,
+        version: &UsableVersion,
+        algorithm: Algorithm,
+        ciphertexts: Arc<[Vec<u8>]>,
+        length: Duration,
+        deadline: Instant,
+    ) -> Result<Vec<Duration>, Error>;
 }
 
 /// A key to create.

@@ -182,7 +182,7 @@ impl BackendArgs {
         work: impl AsyncFnOnce(&dyn Officer) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let backends = config::load_backends(&self.config)?;
-        let settings = self.choose(&backends)?;
+        let settings = choose_backend(&backends, self.backend.as_deref())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -200,21 +200,25 @@ impl BackendArgs {
             result
         })
     }
+}
 
-    fn choose<'a>(&self, backends: &'a [BackendConfig]) -> Result<&'a BackendConfig, Failure> {
-        let names: Vec<_> = backends.iter().map(BackendConfig::name).collect();
-        match (&self.backend, backends) {
-            (None, [only]) => Ok(only),
-            (None, _) => Err(Failure::usage(
-                "the configuration has more than one backend",
-                format!("choose one with --backend: {}", names.join(", ")),
-            )),
-            (Some(name), _) => {
-                backends.iter().find(|backend| backend.name() == name).ok_or_else(|| {
-                    Failure::new(format!("the configuration has no backend {name}"))
-                        .with_fix(format!("choose one of: {}", names.join(", ")))
-                })
-            }
+/// The backend of that name, or the only one.
+pub(super) fn choose_backend<'a>(
+    backends: &'a [BackendConfig],
+    name: Option<&str>,
+) -> Result<&'a BackendConfig, Failure> {
+    let names: Vec<_> = backends.iter().map(BackendConfig::name).collect();
+    match (name, backends) {
+        (None, [only]) => Ok(only),
+        (None, _) => Err(Failure::usage(
+            "the configuration has more than one backend",
+            format!("choose one with --backend: {}", names.join(", ")),
+        )),
+        (Some(name), _) => {
+            backends.iter().find(|backend| backend.name() == name).ok_or_else(|| {
+                Failure::new(format!("the configuration has no backend {name}"))
+                    .with_fix(format!("choose one of: {}", names.join(", ")))
+            })
         }
     }
 }

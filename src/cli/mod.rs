@@ -7,11 +7,13 @@
 //! | `input`, `output` | bounded reads; DEKs and terminals; files whole or not at all |
 //! | `show` | tables, dates, PEM, JSON of what is shown in several commands |
 //! | `sidecar` | the client library, which no other file here names |
+//! | `bench` | the arguments and the words of the load generator |
 //!
 //! Invariants: a secret is never on the command line, and never on a terminal; a DEK
 //! is in a [`crate::secret::Secret`] from the first byte read to the last written;
 //! standard output carries what was asked for and nothing else.
 
+mod bench;
 mod completions;
 mod config;
 mod failure;
@@ -63,6 +65,7 @@ enum Command {
     /// Keys on the backend itself, for security officers
     #[command(subcommand)]
     Key(key::Key),
+    Bench(bench::Bench),
     /// The configuration file
     #[command(subcommand)]
     Config(config::Config),
@@ -83,6 +86,7 @@ impl Command {
             Self::Rewrap(command) => command.run(json),
             Self::Kek(command) => command.run(json),
             Self::Key(command) => command.run(json),
+            Self::Bench(command) => command.run(json),
             Self::Config(command) => command.run(json),
             Self::Tls(command) => command.run(json),
             Self::Completions(command) => command.run(),
@@ -163,6 +167,11 @@ mod tests {
             "rewrap --socket p",
             "kek show --socket p --json n",
             "kek list",
+            "bench hot --socket p --kek n --callers 64 --seconds 10 --json",
+            "bench cold --socket p --kek n --callers 64 --seconds 10 --json",
+            "bench mixed --socket p --kek n --callers 64 --seconds 10 --json --skew 1.2 --deks 100",
+            "bench boot --socket p --kek n --callers 64 --seconds 10 --json",
+            "bench hot --config f --backend b --key k",
             "config example",
             "config check f",
             "tls dev d",

@@ -67,13 +67,28 @@ impl SidecarArgs {
             .map_err(|error| Failure::new("cannot start a runtime").with_cause(error))?;
         let client = {
             let _inside = runtime.enter();
-            Client::new(&self.endpoint())?
-        };
-        let client = match self.timeout {
-            Some(timeout) => client.with_deadline(timeout),
-            None => client,
+            self.client()?
         };
         Ok(Sidecar { runtime, client })
+    }
+
+    /// The client itself, for whoever has a runtime, inside which this must be called.
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        let client = Client::new(&self.endpoint())?;
+        Ok(match self.timeout {
+            Some(timeout) => client.with_deadline(timeout),
+            None => client,
+        })
+    }
+
+    /// Whether it is reached over TCP rather than a Unix socket.
+    pub(super) fn is_tls(&self) -> bool {
+        self.address.is_some()
+    }
+
+    /// Whether the command line says where it is.
+    pub(super) fn is_given(&self) -> bool {
+        self.address.is_some() || self.socket.is_some()
     }
 
     fn endpoint(&self) -> Endpoint {

@@ -55,7 +55,7 @@ pub(super) struct Unwrap {
     input: Option<PathBuf>,
 }
 
-fn algorithms() -> impl TypedValueParser<Value = Algorithm> {
+pub(super) fn algorithms() -> impl TypedValueParser<Value = Algorithm> {
     PossibleValuesParser::new(Algorithm::ALL.map(Algorithm::name)).map(|name| {
         Algorithm::from_name(&name).expect("only names of algorithms are possible values")
     })

@@ -7,6 +7,7 @@
 mod token;
 
 mod bad_input;
+mod bench;
 mod commands;
 mod faults;
 mod lifecycle;

@@ -11,11 +11,13 @@
 //! | `keys`, `aes_key`, `mechanism` | key objects, AES wrapping, mechanism numbers |
 //! | `judge` | whose fault a failed unwrap was |
 //! | `officer` | creating and listing keys |
+//! | `bare` | the token alone, for measuring |
 //!
 //! RSA KEKs wrap in software, with the public key read off the *private* key object.
 //! Everything else is done in the token.
 
 mod aes_key;
+mod bare;
 mod ckr;
 mod fault;
 mod ffi;

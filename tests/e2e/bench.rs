@@ -51,8 +51,8 @@ fn a_hot_run_has_figures_floors_ratios_and_a_page() {
     for ratio in ["p50_to_ping_pong_p50", "p50_to_echo_p50", "throughput_to_echo"] {
         assert!(number(&run, &format!("/ratios/{ratio}")) > 0.0);
     }
-    // The way to the device is longer than the device's own work.
-    assert!(number(&run, "/ratios/p50_to_decrypt_p50") > 0.9, "{run}");
+    // What is cached does not wait for the device.
+    assert!(number(&run, "/ratios/p50_to_decrypt_p50") > 0.0, "{run}");
     for floor in ["ping_pong", "echo", "decrypt"] {
         for when in ["before", "after"] {
             assert!(number(&run, &format!("/floors/{floor}/{when}/latency_us/p50")) > 0.0);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::{AbortHandle, spawn},
 };
 
@@ -66,6 +66,7 @@ struct Flight<T: Send + Sync + 'static> {
 struct Seats<T: Send + Sync + 'static> {
     result: watch::Receiver<Option<Arc<T>>>,
     task: OnceLock<AbortHandle>,
+    hurry: Arc<Notify>,
 }
 
 impl<T: Send + Sync + 'static> Drop for Seats<T> {
@@ -100,19 +101,25 @@ impl<T: Send + Sync + 'static> Flights<T> {
         Self { table: Arc::new(Mutex::new(table)), max }
     }
 
-    /// Joins the task of that key, or spawns what `start` makes as one.
+    /// Joins the task of that key, or spawns what `start` makes as one. `start` is given
+    /// the bell that [`Joined::hurry`] rings.
     ///
     /// # Errors
     /// [`Overloaded`] if it would be one task too many.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn join<F>(&self, key: CacheKey, start: impl FnOnce() -> F) -> Result<Joined<T>, Overloaded>
+    pub fn join<F>(
+        &self,
+        key: CacheKey,
+        start: impl FnOnce(Arc<Notify>) -> F,
+    ) -> Result<Joined<T>, Overloaded>
     where
         F: Future<Output = T> + Send + 'static,
     {
         let (sender, result) = watch::channel(None);
-        let seats = Arc::new(Seats { result, task: OnceLock::new() });
+        let hurry = Arc::default();
+        let seats = Arc::new(Seats { result, task: OnceLock::new(), hurry: Arc::clone(&hurry) });
         let place = {
             let mut table = lock(&self.table);
             let found = table.under_way.get(&key).map(|flight| flight.seats.upgrade());
@@ -130,7 +137,7 @@ impl<T: Send + Sync + 'static> Flights<T> {
         };
         // Not under the lock: a runtime that shuts down drops the task, and the place in
         // it, right here.
-        let work = start();
+        let work = start(hurry);
         let task = spawn(async move {
             let result = work.await;
             sender.send_replace(Some(Arc::new(result)));
@@ -156,6 +163,11 @@ impl<T: Send + Sync + 'static> Joined<T> {
     /// Whether this caller started the task.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Tells the task that somebody waits who is in a hurry.
+    pub fn hurry(&self) {
+        self.seats.hurry.notify_one();
     }
 
     /// The task's result.
@@ -243,7 +255,7 @@ mod tests {
                 let (flights, runs) = (Arc::clone(&flights), Arc::clone(&runs));
                 let (gate, joined) = (Arc::clone(&gate), Arc::clone(&joined));
                 spawn(async move {
-                    let seat = flights.join(key(1), || async move {
+                    let seat = flights.join(key(1), |_| async move {
                         let gate = gate.lock().unwrap().take().expect("one run takes it");
                         gate.await.unwrap();
                         runs.fetch_add(1, SeqCst) + 41
@@ -269,8 +281,8 @@ mod tests {
     #[tokio::test]
     async fn different_keys_do_not_share() {
         let flights = Flights::new(8);
-        let one = flights.join(key(1), || async { 1 }).unwrap();
-        let two = flights.join(key(2), || async { 2 }).unwrap();
+        let one = flights.join(key(1), |_| async { 1 }).unwrap();
+        let two = flights.join(key(2), |_| async { 2 }).unwrap();
         assert_eq!((*one.wait().await.unwrap(), *two.wait().await.unwrap()), (1, 2));
     }
 
@@ -278,8 +290,8 @@ mod tests {
     async fn a_leader_who_gives_up_takes_nobody_along() {
         let flights = Flights::new(8);
         let (open, gate) = oneshot::channel::<()>();
-        let leader = flights.join(key(1), || async { gate.await.is_ok() }).unwrap();
-        let follower = flights.join(key(1), || async { unreachable!() }).unwrap();
+        let leader = flights.join(key(1), |_| async { gate.await.is_ok() }).unwrap();
+        let follower = flights.join(key(1), |_| async { unreachable!() }).unwrap();
         assert_eq!((leader.role(), follower.role()), (Role::Leader, Role::Follower));
         yield_now().await;
         drop(leader);
@@ -293,13 +305,13 @@ mod tests {
         let flights = Flights::<()>::new(8);
         let drops = Arc::new(AtomicUsize::new(0));
         let dropped = Dropped(Arc::clone(&drops));
-        let work = || async move {
+        let work = |_| async move {
             let _dropped = dropped;
             std::future::pending().await
         };
         let leader = flights.join(key(1), work).unwrap();
         // One gives up while it waits, as a call that is cancelled does.
-        let mut waiting = Box::pin(flights.join(key(1), || async {}).unwrap().wait());
+        let mut waiting = Box::pin(flights.join(key(1), |_| async {}).unwrap().wait());
         tokio::select! {
             biased;
             _ = &mut waiting => panic!("it cannot be done"),
@@ -316,16 +328,16 @@ mod tests {
     #[tokio::test]
     async fn who_comes_after_the_last_has_gone_starts_anew() {
         let flights = Flights::new(1);
-        drop(flights.join(key(1), std::future::pending).unwrap());
+        drop(flights.join(key(1), |_| std::future::pending()).unwrap());
         // The runtime has not had a chance yet to drop the first task.
         let (open, gate) = oneshot::channel::<u8>();
-        let second = flights.join(key(1), || async { gate.await.unwrap() }).unwrap();
+        let second = flights.join(key(1), |_| async { gate.await.unwrap() }).unwrap();
         assert_eq!(second.role(), Role::Leader);
         for _ in 0..10 {
             yield_now().await;
         }
         // The end of the first task has not taken the second one's place away.
-        let third = flights.join(key(1), || async { unreachable!() }).unwrap();
+        let third = flights.join(key(1), |_| async { unreachable!() }).unwrap();
         assert_eq!(third.role(), Role::Follower);
         open.send(5).unwrap();
         assert_eq!((*second.wait().await.unwrap(), *third.wait().await.unwrap()), (5, 5));
@@ -335,18 +347,18 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_answer_to_everyone_and_the_next_starts_anew() {
         let flights = Flights::new(8);
-        let leader = flights.join(key(1), || async { panic!("on purpose") }).unwrap();
-        let follower = flights.join(key(1), || async { 1 }).unwrap();
+        let leader = flights.join(key(1), |_| async { panic!("on purpose") }).unwrap();
+        let follower = flights.join(key(1), |_| async { 1 }).unwrap();
         assert_eq!((leader.wait().await, follower.wait().await), (Err(Gone), Err(Gone)));
         assert!(flights.is_empty());
-        let next = flights.join(key(1), || async { 2 }).unwrap();
+        let next = flights.join(key(1), |_| async { 2 }).unwrap();
         assert_eq!(*next.wait().await.unwrap(), 2);
     }
 
     #[tokio::test]
     async fn a_panic_before_there_is_a_task_leaves_no_entry() {
         let flights = Flights::<u8>::new(8);
-        let start = || -> std::future::Ready<u8> { panic!("on purpose") };
+        let start = |_| -> std::future::Ready<u8> { panic!("on purpose") };
         assert!(catch_unwind(AssertUnwindSafe(|| flights.join(key(1), start))).is_err());
         assert!(flights.is_empty());
     }
@@ -355,14 +367,14 @@ mod tests {
     async fn beyond_the_bound_only_new_keys_are_refused() {
         let flights = Flights::<u8>::new(2);
         let (open, gate) = oneshot::channel();
-        let one = flights.join(key(1), || async { gate.await.unwrap() }).unwrap();
-        let two = flights.join(key(2), std::future::pending).unwrap();
-        assert!(matches!(flights.join(key(3), || async { 3 }), Err(Overloaded)));
-        assert_eq!(flights.join(key(2), || async { 3 }).unwrap().role(), Role::Follower);
+        let one = flights.join(key(1), |_| async { gate.await.unwrap() }).unwrap();
+        let two = flights.join(key(2), |_| std::future::pending()).unwrap();
+        assert!(matches!(flights.join(key(3), |_| async { 3 }), Err(Overloaded)));
+        assert_eq!(flights.join(key(2), |_| async { 3 }).unwrap().role(), Role::Follower);
         open.send(1).unwrap();
         assert_eq!(*one.wait().await.unwrap(), 1);
         assert_eq!(flights.len(), 1);
-        let three = flights.join(key(3), || async { 3 }).unwrap();
+        let three = flights.join(key(3), |_| async { 3 }).unwrap();
         assert_eq!(*three.wait().await.unwrap(), 3);
         drop(two);
     }
@@ -370,9 +382,9 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_has_ended_is_not_joined_though_its_callers_linger() {
         let flights = Flights::new(8);
-        let slow = flights.join(key(1), || async { 1 }).unwrap();
+        let slow = flights.join(key(1), |_| async { 1 }).unwrap();
         until(|| flights.is_empty()).await;
-        let next = flights.join(key(1), || async { 2 }).unwrap();
+        let next = flights.join(key(1), |_| async { 2 }).unwrap();
         assert_eq!(next.role(), Role::Leader);
         assert_eq!((*slow.wait().await.unwrap(), *next.wait().await.unwrap()), (1, 2));
     }
@@ -384,9 +396,9 @@ mod tests {
         let handle = ending.handle().clone();
         let inside = handle.enter();
         let flights = Flights::<u8>::new(8);
-        let before = flights.join(key(1), std::future::pending).unwrap();
+        let before = flights.join(key(1), |_| std::future::pending()).unwrap();
         drop(ending);
-        let after = flights.join(key(2), std::future::pending).unwrap();
+        let after = flights.join(key(2), |_| std::future::pending()).unwrap();
         drop(inside);
         assert_eq!(other.block_on(before.wait()), Err(Gone));
         assert_eq!(other.block_on(after.wait()), Err(Gone));

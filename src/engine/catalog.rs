@@ -11,8 +11,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -319,6 +318,11 @@ impl Kek {
             self.replace(Known::trouble(unread(&self.spec.name)), Purge::Revoked, custody);
             self.suspicion.notify_one();
         }
+    }
+
+    /// How old the oldest proof of its versions is; zero if it has none.
+    pub(super) fn proof_age(&self, now: Instant) -> Duration {
+        self.known().leases().map(|lease| lease.age(now)).max().unwrap_or_default()
     }
 
     /// Wipes what is cached under leases that lapsed, once. They may be renewed: the DEKs

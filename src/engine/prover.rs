@@ -45,7 +45,8 @@ pub async fn keep_proven(engine: Arc<Engine>) {
 /// Keeps one KEK proven.
 async fn keep(kek: Arc<Kek>, custody: Arc<Custody>) {
     let terms = custody.terms;
-    let mut pause = renew_in(Duration::ZERO, terms, jitter());
+    // It was proven a while ago, if there are many.
+    let mut pause = renew_in(kek.proof_age(Instant::now()), terms, jitter());
     let mut told = None;
     loop {
         tokio::select! {

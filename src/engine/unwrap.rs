@@ -9,7 +9,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use tokio::time::timeout_at;
+use tokio::{sync::Notify, time::timeout_at};
 
 use super::{
     Engine, Running,
@@ -138,6 +138,10 @@ impl Ask<'_> {
             Role::Follower => (Source::Shared, Answered::Coalesced),
         };
         kek.metrics.answered(answered);
+        if self.lane == Lane::Front {
+            // It may have been begun for a stream, and wait behind many.
+            flight.hurry();
+        }
         let landed = timeout_at(self.deadline.into(), flight.wait()).await.map_err(|_| {
             Error::new(Reason::DeadlineExceeded, "the HSM did not answer before the deadline")
         })?;
@@ -170,7 +174,8 @@ impl Ask<'_> {
         held: &Held,
         key: CacheKey,
     ) -> Result<Joined<Fetched>, Error> {
-        let fetch = || {
+        let now = Instant::now();
+        let fetch = |hurry| {
             let fetch = Fetch {
                 kek: Arc::clone(kek),
                 custody: Arc::clone(custody),
@@ -179,10 +184,10 @@ impl Ask<'_> {
                 wrapped: self.wrapped.clone(),
                 context: *self.context,
                 lane: self.lane,
-                // Of its own: who boards later may have more time.
-                deadline: Instant::now() + Op::Unwrap.spec().deadline,
+                // Who boards later may have more time.
+                deadline: self.deadline.max(now + Op::Unwrap.spec().deadline),
             };
-            fetch.run()
+            fetch.run(hurry)
         };
         let full =
             |_| Error::new(Reason::Overloaded, "too many different DEKs are being unwrapped");
@@ -204,9 +209,15 @@ struct Fetch {
 }
 
 impl Fetch {
-    async fn run(self) -> Fetched {
+    async fn run(self, hurry: Arc<Notify>) -> Fetched {
         let Self { kek, wrapped, lane, deadline, .. } = &self;
-        let place = kek.lanes.enter(*lane, *deadline).await?;
+        let place = match lane {
+            Lane::Front => kek.lanes.enter(Lane::Front, *deadline).await?,
+            Lane::Back => tokio::select! {
+                place = kek.lanes.enter(Lane::Back, *deadline) => place?,
+                () = hurry.notified() => kek.lanes.enter(Lane::Front, *deadline).await?,
+            },
+        };
         // It may have waited for long.
         let held = hold(kek, wrapped)?;
         if held.lease.id() != self.lease {

@@ -157,6 +157,32 @@ async fn a_single_call_goes_before_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_for_what_a_stream_waits_for_takes_it_along() {
+    let sidecar = Sidecar::start_of(Parts { fake: Fake::of(1), ..Parts::default() }, |_| {}).await;
+    let client = sidecar.client();
+    let wrapped = wrapped_deks(&client, 40).await;
+    let last = wrapped[39].clone();
+    sidecar.fake.hold.send_replace(true);
+    let item = |(id, wrapped)| Item { id, wrapped, context: vec![] };
+    let items = stream::iter((0_u64..).zip(wrapped).map(item));
+    let answers = client.unwrap_stream(items, MINUTE).await.unwrap();
+    let boot = tokio::spawn(answers.map(|answer| answer.unwrap().id).collect::<Vec<_>>());
+    let queued = || sidecar.metrics.render().contains("keyward_background_queue_length 39");
+    eventually("the stream waits", queued).await;
+    let call = tokio::spawn(async move { client.unwrap(&last, b"").await });
+    let shared = || sidecar.metrics.render().contains("from=\"shared\"} 1");
+    eventually("it shares the stream's", shared).await;
+    sleep(Duration::from_millis(50)).await;
+    sidecar.fake.hold.send_replace(false);
+    call.await.unwrap().unwrap();
+    let order = boot.await.unwrap();
+    assert_eq!(order.len(), 40);
+    let place = order.iter().position(|id| *id == 39).unwrap();
+    assert!(place <= 2, "{place}: {order:?}");
+    assert_eq!(sidecar.fake.unwraps(), 40, "it was unwrapped once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dek_in_use_is_unwrapped_anew_before_it_expires() {
     let cache =
         CacheSettings { capacity: 64, ttl: Duration::from_secs(2), idle: Duration::from_secs(2) };

@@ -5,11 +5,48 @@
 #![allow(missing_docs, unreachable_pub)] // the proto file is the manual
 #![allow(clippy::all, clippy::pedantic)] // generated
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::ProstCodec;
 use zeroize::Zeroize;
 
 tonic::include_proto!("keyward.v1");
+
+/// What every call is encoded and decoded with: tonic's codec, with buffers that fit our
+/// messages. Its own are 8 KiB each, for each call, and what is freed is wiped.
+#[derive(Debug)]
+pub struct SmallCodec<T, U>(PhantomData<(T, U)>);
+
+/// Room for a wrapped DEK of RSA-4096 and its context's usual length; it grows.
+const BUFFER_BYTES: usize = 1024;
+/// Answers of a stream that are sent together, as in tonic.
+const SEND_TOGETHER_BYTES: usize = 32 * 1024;
+
+impl<T, U> Default for SmallCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for SmallCodec<T, U>
+where
+    T: prost::Message + Send + 'static,
+    U: prost::Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = <ProstCodec<T, U> as Codec>::Encoder;
+    type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER_BYTES, SEND_TOGETHER_BYTES))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER_BYTES, SEND_TOGETHER_BYTES))
+    }
+}
 
 /// The compiled descriptors, for reflection.
 pub const DESCRIPTORS: &[u8] =

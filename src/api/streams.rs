@@ -7,6 +7,7 @@
 //! Each item is authorised by itself, by the policy of the moment.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     task::{Context, Poll},
     time::Instant,
@@ -143,6 +144,8 @@ struct Pipeline<S, F, Answer> {
     start: F,
     window: usize,
     in_work: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Answers that were there at once.
+    ready: VecDeque<Answer>,
     /// Asked only while items are read.
     stop: BoxFuture<'static, Error>,
     /// How the stream ends once everything in work is answered; `None` for well.
@@ -151,8 +154,8 @@ struct Pipeline<S, F, Answer> {
 
 impl<S, F, Answer> Pipeline<S, F, Answer> {
     fn new(items: S, window: usize, start: F, stop: BoxFuture<'static, Error>) -> Self {
-        let in_work = FuturesUnordered::new();
-        Self { items: Some(items), start, window, in_work, stop, ending: None }
+        let (in_work, ready) = (FuturesUnordered::new(), VecDeque::new());
+        Self { items: Some(items), start, window, in_work, ready, stop, ending: None }
     }
 }
 
@@ -169,9 +172,16 @@ where
             self.ending = Some(error.into());
             return;
         }
-        while self.in_work.len() < self.window {
+        while self.in_work.len() + self.ready.len() < self.window {
             match items.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(item))) => self.in_work.push((self.start)(item)),
+                Poll::Ready(Some(Ok(item))) => {
+                    let mut work = (self.start)(item);
+                    // What is cached is answered at once, and need not be kept track of.
+                    match work.as_mut().poll(cx) {
+                        Poll::Ready(answer) => self.ready.push_back(answer),
+                        Poll::Pending => self.in_work.push(work),
+                    }
+                }
                 Poll::Ready(Some(Err(status))) => {
                     self.items = None;
                     self.ending = Some(finish::mend(status));
@@ -191,11 +201,18 @@ impl<Item, S, F, Answer> Stream for Pipeline<S, F, Answer>
 where
     S: Stream<Item = Result<Item, Status>> + Unpin,
     F: FnMut(Item) -> BoxFuture<'static, Answer> + Unpin,
+    Answer: Unpin,
 {
     type Item = Result<Answer, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(answer) = self.ready.pop_front() {
+            return Poll::Ready(Some(Ok(answer)));
+        }
         self.read(cx);
+        if let Some(answer) = self.ready.pop_front() {
+            return Poll::Ready(Some(Ok(answer)));
+        }
         match self.in_work.poll_next_unpin(cx) {
             Poll::Ready(Some(answer)) => Poll::Ready(Some(Ok(answer))),
             Poll::Ready(None) if self.items.is_none() => Poll::Ready(self.ending.take().map(Err)),

@@ -16,6 +16,7 @@
 mod bench;
 mod completions;
 mod config;
+mod echo;
 mod failure;
 mod generate;
 mod input;
@@ -66,6 +67,8 @@ enum Command {
     #[command(subcommand)]
     Key(key::Key),
     Bench(bench::Bench),
+    #[command(hide = true)]
+    Echo(echo::Echo),
     /// The configuration file
     #[command(subcommand)]
     Config(config::Config),
@@ -87,6 +90,7 @@ impl Command {
             Self::Kek(command) => command.run(json),
             Self::Key(command) => command.run(json),
             Self::Bench(command) => command.run(json),
+            Self::Echo(_) => echo::Echo::run(),
             Self::Config(command) => command.run(json),
             Self::Tls(command) => command.run(json),
             Self::Completions(command) => command.run(),

@@ -104,7 +104,8 @@ impl Ask<'_> {
             context,
             &wrapped.ciphertext,
         );
-        let (dek, source) = match custody.cache.get(&key, Instant::now()) {
+        let now = Instant::now();
+        let (dek, source) = match custody.cache.get(&key, now) {
             Lookup::Hit { dek, refresh } => {
                 kek.metrics.answered(Answered::Hit);
                 // In an outage there is nobody to ask.

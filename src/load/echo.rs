@@ -1,18 +1,26 @@
 //! The floor of the transport: tonic's own server, with the generated service, that
-//! answers at once with 32 bytes. It runs on a thread and a runtime of its own, as a
-//! sidecar would on a core of its own.
+//! answers at once with 32 bytes.
+//!
+//! As a floor it is a process of its own, as a sidecar is: two threads of one process
+//! wake each other and share their caches for less. It inherits its listening socket as
+//! standard input, and dies with the process that measures.
 
 use std::{
-    env, fs, io,
-    os::unix::fs::DirBuilderExt,
+    env,
+    error::Error,
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::DirBuilderExt, net},
+    },
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
-    thread::{self, JoinHandle},
+    process::{Child, Command, Stdio},
 };
 
 use futures_util::{Stream, StreamExt};
-use tokio::{net::UnixListener, sync::Notify};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming, async_trait, transport::Server};
 
@@ -27,43 +35,25 @@ const ANSWER: [u8; 32] = [7; 32];
 /// A server that ends when it is dropped.
 pub(super) struct Echo {
     socket: Socket,
-    stop: Arc<Notify>,
-    thread: Option<JoinHandle<()>>,
+    server: Child,
 }
 
 impl Echo {
-    /// Starts it on a socket in a directory of its own that only we may enter.
-    pub(super) fn start() -> io::Result<Self> {
+    /// Starts one on a socket in a directory of its own that only we may enter. `program`
+    /// is run with the argument `echo`, and calls [`serve_echo`].
+    pub(super) fn start(program: &Path) -> io::Result<Self> {
         let socket = Socket::create()?;
-        let listener = std::os::unix::net::UnixListener::bind(&socket.path)?;
-        listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let stop = Arc::new(Notify::new());
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new().name("echo".into()).spawn(move || {
-            runtime.block_on(async {
-                let Ok(listener) = UnixListener::from_std(listener) else { return };
-                let serve = Server::builder().serve_with_incoming(
-                    KeyWrapServer::new(Answering),
-                    UnixListenerStream::new(listener),
-                );
-                // Whoever is connected finds out for itself.
-                tokio::select! {
-                    _ended = serve => {}
-                    () = stopped.notified() => {}
-                }
-            });
-        })?;
-        Ok(Self { socket, stop, thread: Some(thread) })
+        let listener = net::UnixListener::bind(&socket.path)?;
+        let server = Command::new(program)
+            .arg("echo")
+            .stdin(OwnedFd::from(listener))
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self { socket, server })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.socket.path
-    }
-
-    /// Closes every connection and takes no other.
-    pub(super) fn stop(&self) {
-        self.stop.notify_one();
     }
 
     /// Takes the socket's name away once a client is connected, so that nothing is left
@@ -75,11 +65,25 @@ impl Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.take() {
-            let _it_says_nothing = thread.join();
-        }
+        let _ended_already = self.server.kill();
+        let _it_says_nothing = self.server.wait();
     }
+}
+
+/// Answers on the listening socket that is standard input, until the parent is gone.
+pub fn serve_echo() -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let listener = net::UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Otherwise it is something else that was given to us as standard input.
+    listener.local_addr()?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(listener)).map_err(io::Error::other)
+}
+
+async fn serve(listener: net::UnixListener) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
+    Ok(Server::builder().serve_with_incoming(KeyWrapServer::new(Answering), incoming).await?)
 }
 
 /// A name for a socket, removed with its directory.
@@ -179,6 +183,44 @@ impl KeyWrap for Answering {
     }
 }
 
+/// One in this process, for tests.
+#[cfg(test)]
+pub(super) struct EchoHere {
+    socket: Socket,
+    /// Of its own: with it end its connections.
+    runtime: std::sync::Mutex<Option<tokio::runtime::Runtime>>,
+}
+
+#[cfg(test)]
+impl EchoHere {
+    pub(super) fn start() -> Self {
+        let socket = Socket::create().unwrap();
+        let listener = net::UnixListener::bind(&socket.path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move { serve(listener).await.unwrap() });
+        Self { socket, runtime: std::sync::Mutex::new(Some(runtime)) }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.socket.path
+    }
+
+    /// Closes every connection and takes no other.
+    pub(super) fn stop(&self) {
+        let runtime = self.runtime.lock().unwrap().take();
+        runtime.into_iter().for_each(tokio::runtime::Runtime::shutdown_background);
+    }
+}
+
+#[cfg(test)]
+impl Drop for EchoHere {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,12 +228,12 @@ mod tests {
 
     #[tokio::test]
     async fn it_answers_and_leaves_nothing_behind() {
-        let echo = Echo::start().unwrap();
+        let echo = EchoHere::start();
         let dir = echo.path().parent().unwrap().to_owned();
         let client = Client::new(&Endpoint::unix(echo.path())).unwrap();
         let answer = async || client.unwrap(&WrappedDek::default(), b"").await.unwrap();
         assert!(answer().await.ct_eq(&ANSWER));
-        echo.unlink();
+        echo.socket.remove();
         assert!(!dir.exists());
         assert!(answer().await.ct_eq(&ANSWER), "the connection needs no name");
     }

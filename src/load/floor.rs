@@ -3,6 +3,7 @@
 //! something on another machine.
 
 use std::{
+    env,
     io::{self, Read, Write},
     os::unix::net::UnixStream,
     sync::Arc,
@@ -80,7 +81,8 @@ pub async fn transport_floors(deks: &Arc<Deks>, plan: &Plan) -> Result<Floors, T
 
 async fn echo(deks: &Arc<Deks>, plan: &Plan, length: Duration) -> Result<Floor, Trouble> {
     let failed = |error| Trouble::Machine("the floor of gRPC could not be measured", error);
-    let server = Echo::start().map_err(failed)?;
+    let program = env::current_exe().map_err(failed)?;
+    let server = Echo::start(&program).map_err(failed)?;
     let sidecar = Sidecar::echo(Client::new(&Endpoint::unix(server.path()))?);
     let connected = sidecar.unwrap(deks, 0).await;
     connected.map_err(|reason| failed(io::Error::other(reason)))?;

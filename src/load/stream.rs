@@ -245,7 +245,7 @@ impl Lane {
 mod tests {
     use super::{
         super::{
-            echo::Echo,
+            echo::EchoHere,
             plan::{Order, Pace, Shape},
             run::run_sidecar,
         },
@@ -253,7 +253,7 @@ mod tests {
     };
     use crate::client::{Client, Endpoint};
 
-    async fn outcome(echo: &Echo, order: Order, pace: Pace, deks: usize) -> Outcome {
+    async fn outcome(echo: &EchoHere, order: Order, pace: Pace, deks: usize) -> Outcome {
         let client = Client::new(&Endpoint::unix(echo.path())).unwrap();
         let plan = Plan {
             order,
@@ -271,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_asks_for_each_dek_once_or_again_and_again() {
-        let echo = Echo::start().unwrap();
+        let echo = EchoHere::start();
         let once = outcome(&echo, Order::Once, Pace::Closed, 25).await;
         assert_eq!((once.latency.map(|latency| latency.count), once.ran_out), (Some(25), true));
         let cycle = outcome(&echo, Order::Cycle, Pace::Closed, 3).await;
@@ -281,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_of_the_open_loop_sends_what_is_due_and_no_more() {
-        let echo = Echo::start().unwrap();
+        let echo = EchoHere::start();
         let open = outcome(&echo, Order::Cycle, Pace::Open(500.0), 3).await;
         assert_eq!(open.latency.map(|latency| latency.count), Some(150));
         assert!(open.lag.is_some() && open.errors.is_empty());
@@ -289,7 +289,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_breaks_costs_what_was_in_work_and_ends_with_the_run() {
-        let echo = Echo::start().unwrap();
+        let echo = EchoHere::start();
         let run = outcome(&echo, Order::Cycle, Pace::Closed, 3);
         let (broken, ()) = tokio::join!(run, async {
             sleep(Duration::from_millis(100)).await;

@@ -75,6 +75,7 @@ pub fn build_measurable(config: &BackendConfig) -> Result<Measurable, Error> {
 pub fn serve(config: Config) -> Result<(), StartError> {
     // Before there are threads or secrets.
     secret::harden().map_err(|error| StartError::new("cannot turn core dumps off", error))?;
+    alloc::use_small_pages();
     let c_heap_is_overwritten = alloc::overwrite_what_c_frees();
     observe::start(config.log.format, &config.log.filter)
         .map_err(|cause| StartError::new("cannot start the log", cause))?;

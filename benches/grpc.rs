@@ -1,30 +1,39 @@
-//! A unary Unwrap through the real server, with a backend that costs nothing, against a
-//! bare tonic echo of the same sizes: same client, same kind of socket, same run. The
-//! difference is what our listeners, policy, engine and log cost.
+//! Unwraps from memory through the real server against a bare tonic echo of the same
+//! sizes: same client, same kind of socket, same run. The difference is what our listeners,
+//! policy, engine, cache and log cost. Both servers share this process, so that the
+//! figures are comparable with each other; `keyward bench` measures across processes.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
     hint::black_box,
-    pin::pin,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use futures_util::{Stream, StreamExt};
 use hyper_util::rt::TokioIo;
 use keyward::wire::{
     self,
     key_wrap_client::KeyWrapClient,
     key_wrap_server::{KeyWrap, KeyWrapServer},
+    unwrap_stream_response,
 };
 use support::sidecar::{Sidecar, dek};
 use tempfile::TempDir;
 use tokio::{
     net::{UnixListener, UnixStream},
     runtime::{Builder, Runtime},
+    sync::mpsc,
+    task::JoinSet,
 };
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
 use tonic::{
     Request, Response, Status, Streaming, async_trait,
     transport::{Channel, Endpoint, Server, Uri},
@@ -51,13 +60,18 @@ impl KeyWrap for Echo {
         Err(Status::unimplemented(""))
     }
 
-    type UnwrapStreamStream = Never<wire::UnwrapStreamResponse>;
+    type UnwrapStreamStream =
+        Pin<Box<dyn Stream<Item = Result<wire::UnwrapStreamResponse, Status>> + Send>>;
 
     async fn unwrap_stream(
         &self,
-        _: Request<Streaming<wire::UnwrapStreamRequest>>,
+        items: Request<Streaming<wire::UnwrapStreamRequest>>,
     ) -> Result<Response<Self::UnwrapStreamStream>, Status> {
-        Err(Status::unimplemented(""))
+        let answers = items.into_inner().map(|item| {
+            let outcome = Some(unwrap_stream_response::Outcome::Dek(vec![7; 32]));
+            item.map(|item| wire::UnwrapStreamResponse { id: item.id, outcome, cache: 1 })
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn generate_dek(
@@ -124,6 +138,65 @@ async fn unwrap(client: &KeyWrapClient<Channel>, request: &wire::UnwrapRequest) 
     black_box(answer);
 }
 
+/// Calls that `callers` make at once, one after another, until there were `total`.
+async fn many(
+    client: &KeyWrapClient<Channel>,
+    request: &wire::UnwrapRequest,
+    callers: usize,
+    total: u64,
+) -> Duration {
+    let left = Arc::new(AtomicU64::new(total));
+    let start = Instant::now();
+    let mut calling = JoinSet::new();
+    for _ in 0..callers {
+        let (client, request, left) = (client.clone(), request.clone(), Arc::clone(&left));
+        let took_one = move || {
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+        };
+        calling.spawn(async move {
+            while took_one().is_ok() {
+                unwrap(&client, &request).await;
+            }
+        });
+    }
+    while calling.join_next().await.is_some() {}
+    start.elapsed()
+}
+
+/// `total` items over one stream, with 64 outstanding.
+async fn stream(
+    client: &KeyWrapClient<Channel>,
+    request: &wire::UnwrapRequest,
+    total: u64,
+) -> Duration {
+    const OUTSTANDING: u64 = 64;
+    let item = {
+        let wire::UnwrapRequest { wrapped, context } = request.clone();
+        move |id| wire::UnwrapStreamRequest {
+            id,
+            wrapped: wrapped.clone(),
+            context: context.clone(),
+        }
+    };
+    let (send, items) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    let mut sent = 0;
+    while sent < total.min(OUTSTANDING) {
+        send.send(item(sent)).expect("it is read");
+        sent += 1;
+    }
+    let items = UnboundedReceiverStream::new(items);
+    let mut answers = client.clone().unwrap_stream(items).await.expect("a stream").into_inner();
+    for _ in 0..total {
+        black_box(answers.message().await.expect("an answer"));
+        if sent < total {
+            send.send(item(sent)).expect("it is read");
+            sent += 1;
+        }
+    }
+    start.elapsed()
+}
+
 /// Median time of one call in turn over both, so that a noisy neighbour hits both alike.
 async fn medians(
     clients: [&KeyWrapClient<Channel>; 2],
@@ -160,6 +233,49 @@ fn bench(criterion: &mut Criterion) {
     });
     group.bench_function("keyward", |bencher| {
         bencher.to_async(&runtime).iter(|| unwrap(&ours, &request));
+    });
+    group.finish();
+    for (name, client) in [("bare tonic echo", &echo), ("keyward", &ours)] {
+        let mut group = criterion.benchmark_group("unwraps over a Unix socket, each");
+        group.bench_function(format!("{name}, unary, 64 callers"), |bencher| {
+            bencher.to_async(&runtime).iter_custom(|n| many(client, &request, 64, n));
+        });
+        group.bench_function(format!("{name}, stream, 64 outstanding"), |bencher| {
+            bencher.to_async(&runtime).iter_custom(|n| stream(client, &request, n));
+        });
+        group.finish();
+    }
+    // A DEK that nobody has asked for yet, by a thousand at once.
+    let cold = &sidecar;
+    let client = sidecar.client();
+    let mut group = criterion.benchmark_group("coalescing");
+    group.sample_size(10);
+    group.bench_function("1,000 callers of one cold DEK", |bencher| {
+        bencher.to_async(&runtime).iter_custom(|rounds| {
+            let client = client.clone();
+            async move {
+                let mut took = Duration::ZERO;
+                for round in 0..rounds {
+                    let context = [&round.to_be_bytes()[..], &cold.fake.unwraps().to_be_bytes()];
+                    let context = context.concat();
+                    let wrapped = client.wrap("orders", &dek(), &context).await.expect("a DEK");
+                    let before = cold.fake.unwraps();
+                    let start = Instant::now();
+                    let mut calling = JoinSet::new();
+                    for _ in 0..1000 {
+                        let (client, wrapped) = (client.clone(), wrapped.clone());
+                        let context = context.clone();
+                        calling.spawn(async move { client.unwrap(&wrapped, &context).await });
+                    }
+                    while let Some(answer) = calling.join_next().await {
+                        answer.expect("it ran").expect("a DEK");
+                    }
+                    took += start.elapsed();
+                    assert_eq!(cold.fake.unwraps(), before + 1, "one operation");
+                }
+                took
+            }
+        });
     });
     group.finish();
     let work = pin!(medians([&echo, &ours], &request));

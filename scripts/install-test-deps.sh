@@ -17,9 +17,9 @@ if [ "$#" -gt 0 ]; then
 fi
 
 need_rust
-# Tokens and their tools; OpenSSL as the interop witness; procps for pgrep; what
-# kryoptic builds with.
-need_packages softhsm2 opensc p11-kit p11-kit-modules openssl procps \
+# Tokens and their tools; OpenSSL as the interop witness; procps for pgrep; gdb for its
+# gcore; what kryoptic builds with.
+need_packages softhsm2 opensc p11-kit p11-kit-modules openssl procps gdb \
     clang libclang-dev libssl-dev libsqlite3-dev pkg-config
 need_cargo_tool nextest '^0.9.100'
 scripts/kryoptic.sh >/dev/null

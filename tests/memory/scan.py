@@ -14,19 +14,21 @@ mappings that the kernel did not let it read. A whole copy is not counted as hal
 Exit code 0 if it could look, whatever it found; 1 if it could not; 2 usage.
 
 Refuses: to call anything clean that it did not read. What it could not read, and what
-the process changed away under it, is in "unreadable".
+the process changed away under it, is in "unreadable". Pages that the process has never
+touched, or gave back, hold nothing of it and are not read.
 Invariants: secrets come by standard input only, never on a command line, and are never
 printed. It holds them itself, so it must be a process of its own.
 """
 
 import argparse
+import array
 import json
 import os
 import signal
 import subprocess
 import sys
 
-CHUNK = 4 << 20
+CHUNK = 256 << 10
 ADDRESSES_MAX = 16  # told of each kind in each mapping; all are counted
 
 
@@ -75,10 +77,14 @@ class Findings:
         """Notes what stands in `data`, which begins at `address`. Chunks overlap, so a
         copy may be noted twice: places are sets."""
         for secret in secrets:
-            for kind, part in (("whole", secret.value), *secret.halves.items()):
+            for kind, part in secret.halves.items():
                 places = {address + at for at in occurrences(data, part)}
                 if places:
                     self.seen.setdefault((secret, kind), set()).update(places)
+            first, second = (self.seen.get((secret, kind), set()) for kind in secret.halves)
+            whole = first & {at - secret.middle for at in second}
+            if whole:
+                self.seen[secret, "whole"] = whole
 
     def report(self):
         for (secret, kind), addresses in self.seen.items():
@@ -97,14 +103,18 @@ class Findings:
             }
 
 
-def look_through(read, start, end, secrets, findings):
-    """Looks through a range by chunks, which overlap so that nothing is cut in two.
-    Returns the bytes read and the ranges that could not be read."""
+def look_through(read, start, end, secrets, findings, is_there=lambda at, size: True):
+    """Looks through a range by chunks, which overlap so that nothing is cut in two, and
+    passes over those where nothing is. Returns the bytes read and the ranges that could
+    not be read."""
     overlap = max(len(secret.value) for secret in secrets)
     page = os.sysconf("SC_PAGESIZE")
     tail, done, unreadable, at = b"", 0, [], start
     while at < end:
         size = min(CHUNK, end - at)
+        if not is_there(at, size):
+            tail, at = b"", at + size
+            continue
         data = read(at, size)
         if not data:
             # One page may be missing among others that are there.
@@ -117,7 +127,8 @@ def look_through(read, start, end, secrets, findings):
                 unreadable.append([at, at + size])
             tail, at = b"", at + size
             continue
-        findings.look(secrets, tail + data, at - len(tail))
+        if data.count(0) < len(data):
+            findings.look(secrets, tail + data, at - len(tail))
         done, at = done + len(data), at + len(data)
         tail = (tail + data)[-overlap:]
     return done, unreadable
@@ -134,6 +145,8 @@ def mappings(pid):
 def scan_process(pid, secrets):
     found, unreadable, done = [], [], 0
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+    pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+    page = os.sysconf("SC_PAGESIZE")
 
     def read(at, size):
         try:
@@ -141,19 +154,29 @@ def scan_process(pid, secrets):
         except (OSError, OverflowError):
             return b""
 
+    def is_there(at, size):
+        """Whether any page of a range is in memory or in swap."""
+        try:
+            entries = os.pread(pagemap, 8 * (size // page), 8 * (at // page))
+        except (OSError, OverflowError):
+            return True
+        # The two highest of the 64 bits say so. Where the map tells nothing, one has to look.
+        return not entries or max(array.array("Q", entries)) >= 1 << 62
+
     try:
         for start, end, access, name in mappings(pid):
             if "r" not in access:
                 continue
             place = {"mapping": name or "anonymous", "range": f"{start:x}-{end:x}", "access": access}
             findings = Findings(place)
-            bytes_read, gaps = look_through(read, start, end, secrets, findings)
+            bytes_read, gaps = look_through(read, start, end, secrets, findings, is_there)
             done += bytes_read
             found.extend(findings.report())
             for gap_start, gap_end in gaps:
                 unreadable.append({**place, "gap": f"{gap_start:x}-{gap_end:x}"})
     finally:
         os.close(memory)
+        os.close(pagemap)
     if done == 0:
         raise OSError(f"nothing of process {pid} could be read")
     return {"bytes_read": done, "found": found, "unreadable": unreadable}

@@ -1,0 +1,240 @@
+//! What a sidecar leaves in its memory of the DEKs that went through it: after their
+//! connections closed, after their time, and after a purge, nothing that root can read.
+//!
+//! A real sidecar on a real token; a scanner in a process of its own, run by root, looks
+//! for each DEK and for each half of it through all memory and through a core dump, which
+//! also has the registers of all threads. It does not see what the kernel or the clients
+//! keep, nor shorter pieces than half a DEK.
+
+#[path = "../support/pki.rs"]
+#[allow(dead_code)]
+mod pki;
+#[path = "../e2e/served.rs"]
+#[allow(dead_code)]
+mod served;
+#[path = "../support/token.rs"]
+#[allow(dead_code)]
+mod token;
+
+mod scanner;
+mod traffic;
+
+use std::{
+    env,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use keyward::{
+    client::{Client, Endpoint, TlsFiles},
+    wire::{
+        CacheOutcome, PurgeCacheRequest, PurgeCacheResponse, UnwrapRequest,
+        admin_client::AdminClient, key_wrap_client::KeyWrapClient,
+    },
+};
+use tokio::{net::UnixStream, time::sleep};
+use tonic::transport::{self, Channel, Uri};
+
+use pki::Pki;
+use scanner::{Copies, Sought, TICK, scan};
+use served::{KEK, Served, own_uid};
+use traffic::{Traffic, random};
+
+const NODE: &str = "spiffe://example.org/node/1";
+/// Connections that [`Traffic`] opens.
+const CARRIERS: u64 = 8;
+
+/// A sidecar on a Unix socket and on TCP with mutual TLS.
+struct Sidecar {
+    served: Served,
+    admin: SocketAddr,
+    tls: Endpoint,
+}
+
+impl Sidecar {
+    fn start(server: &str, rest: &str) -> Self {
+        let mut served = Served::prepare();
+        let pki = Pki::new(&served.token.dir.path().join("pki"));
+        let keyward::server::TlsFiles { certificate, key, client_ca } = pki.server();
+        let files: TlsFiles = pki.client("node", vec![pki::uri(NODE)]);
+        let [tcp, admin] = free_addresses();
+        served.configure(|config| {
+            let server = format!(
+                "[server]\nlisten = \"{tcp}\"\nadmin = \"{admin}\"\n\
+                 tls = {{ certificate = {certificate:?}, key = {key:?}, client_ca = {client_ca:?} }}\n\
+                 {server}\n"
+            );
+            let policy = format!(
+                "[[policy]]\nwho = [{NODE:?}]\nmay = [\"wrap\", \"unwrap\", \"generate\"]\nkek = [\"*\"]\n\
+                 [[policy]]\nwho = [\"uid:{}\"]\nmay = [\"purge\"]\nkek = [\"*\"]\n",
+                own_uid()
+            );
+            // Leases outlast the time for which the scanner has the sidecar stand still.
+            config
+                .replacen("[server]\n", &server, 1)
+                .replacen("interval = \"1s\"", "interval = \"60s\"", 1)
+                + &policy
+                + rest
+        });
+        served.serve();
+        let tls = Endpoint::tls(format!("https://{tcp}"), files, Some("localhost".into()));
+        Self { served, admin, tls }
+    }
+
+    /// Sends DEKs every way, over connections that stay open.
+    async fn traffic(&self) -> Traffic {
+        let uds = || self.served.client();
+        let tls = || Client::new(&self.tls).expect("a client");
+        Traffic::run(&self.served, &[("uds", &uds), ("tls", &tls)]).await
+    }
+
+    fn scan(&self, sought: &[Sought]) -> Vec<Copies> {
+        scan(self.served.pid(), sought, self.served.token.dir.path())
+    }
+
+    /// A bare channel over the Unix socket.
+    fn channel(&self) -> Channel {
+        let path = self.served.socket();
+        let endpoint = transport::Endpoint::from_static("http://localhost");
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        }))
+    }
+
+    /// A number that the sidecar tells of itself.
+    fn metric(&self, name: &str) -> u64 {
+        let mut admin = TcpStream::connect(self.admin).expect("a connection");
+        admin.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it reads");
+        let mut text = String::new();
+        admin.read_to_string(&mut text).expect("its answer");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .trim_end_matches(".0")
+            .parse()
+            .expect("a number")
+    }
+
+    async fn until(&self, metric: &str, value: u64) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while self.metric(metric) != value {
+            assert!(Instant::now() < until, "{metric} is {}", self.metric(metric));
+            sleep(TICK).await;
+        }
+    }
+
+    fn has_secret_memory(&self) -> bool {
+        self.served.log().contains("memfd_secret")
+    }
+}
+
+/// Free a moment ago.
+fn free_addresses() -> [SocketAddr; 2] {
+    let bound = [0, 0].map(|port| TcpListener::bind(("127.0.0.1", port)).expect("a port"));
+    bound.map(|listener| listener.local_addr().expect("its address"))
+}
+
+fn assert_none(moment: &str, found: &[Copies]) {
+    let list: Vec<_> = found.iter().map(ToString::to_string).collect();
+    assert!(list.is_empty(), "{moment}: {} places hold copies:\n{}", list.len(), list.join("\n"));
+}
+
+#[test]
+fn the_scanner_sees_a_planted_secret() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let python = env::var_os("KEYWARD_TEST_PYTHON").expect("KEYWARD_TEST_PYTHON names a Python");
+    // It has the whole of one secret and each half of another.
+    let script = "import sys; held = sys.stdin.buffer.read(64); \
+                  parts = [held[:32], held[32:48] + b'-', b'-' + held[48:]]; del held; \
+                  print('ready', flush=True); sys.stdin.read()";
+    let mut holder: Child = Command::new(python)
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Python starts");
+    let [whole, halves, absent] = [random(), random(), random()];
+    let mut stdin = holder.stdin.take().expect("a pipe");
+    stdin.write_all(&[&whole[..], &halves[..]].concat()).expect("it reads");
+    stdin.flush().expect("it reads");
+    let mut ready = [0; 5];
+    holder.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("it is ready");
+    let sought = [("whole", whole), ("halves", halves), ("absent", absent)]
+        .map(|(name, bytes)| Sought { name: name.to_owned(), bytes });
+    let found = scan(holder.id(), &sought, dir.path());
+    drop(stdin);
+    holder.wait().expect("it ends");
+    for in_core in [false, true] {
+        let seen = |secret: &str, kind: &str| {
+            found.iter().any(|copies| {
+                (copies.mapping == "core dump") == in_core
+                    && copies.secret == secret
+                    && copies.kind == kind
+            })
+        };
+        assert!(seen("whole", "whole") && seen("halves", "first") && seen("halves", "second"));
+        assert!(!["whole", "first", "second"].iter().any(|kind| seen("absent", kind)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_leaves_nothing_though_connections_and_streams_are_open() {
+    let sidecar = Sidecar::start("", "");
+    let traffic = sidecar.traffic().await;
+    // What living connections hold shows that the scanner sees into this very sidecar.
+    let found = sidecar.scan(&traffic.sought);
+    for transport in ["uds", "tls"] {
+        let seen = found.iter().any(|copies| copies.secret.starts_with(transport));
+        assert!(seen, "no buffer of a {transport} connection is seen");
+    }
+    let mut admin = AdminClient::new(sidecar.channel());
+    let request = PurgeCacheRequest { kek: KEK.into() };
+    let purged = admin.purge_cache(request).await.expect("a purge").into_inner();
+    let found = sidecar.scan(&traffic.sought);
+    let deks = traffic.cached.len() as u64;
+    assert_eq!(purged, PurgeCacheResponse { deks, connections: CARRIERS, left_open: 0 });
+    assert_none("after a purge", &found);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cached_is_in_protected_memory_only() {
+    let sidecar = Sidecar::start("", "");
+    let mut traffic = sidecar.traffic().await;
+    sidecar.until("keyward_connections", CARRIERS).await;
+    traffic.disconnect();
+    sidecar.until("keyward_connections", 0).await;
+    let found = sidecar.scan(&traffic.sought);
+    // They were cached all the time.
+    let mut client = KeyWrapClient::new(sidecar.channel());
+    for wrapped in &traffic.cached {
+        let request = UnwrapRequest { wrapped: Some(wrapped.clone()), context: Vec::new() };
+        let answer = client.unwrap(request).await.expect("a DEK").into_inner();
+        assert_eq!(answer.cache(), CacheOutcome::Hit);
+    }
+    if sidecar.has_secret_memory() {
+        return assert_none("while cached", &found);
+    }
+    // Locked memory can be read by root: there, once each, and not in the core dump.
+    for copies in &found {
+        let cached = copies.secret.ends_with("-unwrap") || copies.secret.ends_with("-stream");
+        assert!(cached && copies.kind == "whole" && copies.count == 1, "{copies}");
+        assert_eq!(copies.range, found[0].range, "in one mapping: {copies}");
+    }
+    assert_eq!(found.len(), traffic.cached.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_leaves_nothing_though_clients_are_connected() {
+    const TTL: Duration = Duration::from_secs(2);
+    const AGE: Duration = Duration::from_secs(2);
+    let sidecar =
+        Sidecar::start("connection_age = \"2s\"", "[cache]\nttl = \"2s\"\nidle = \"2s\"\n");
+    let traffic = sidecar.traffic().await;
+    sleep(TTL + AGE).await;
+    let found = sidecar.scan(&traffic.sought);
+    assert_none("after TTL and connection age", &found);
+    drop(traffic);
+}

@@ -183,7 +183,7 @@ fn the_scanner_sees_a_planted_secret() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_leaves_nothing_though_connections_and_streams_are_open() {
     let sidecar = Sidecar::start("", "");
-    let traffic = sidecar.traffic().await;
+    let mut traffic = sidecar.traffic().await;
     // What living connections hold shows that the scanner sees into this very sidecar.
     let found = sidecar.scan(&traffic.sought);
     for transport in ["uds", "tls"] {
@@ -197,6 +197,7 @@ async fn a_purge_leaves_nothing_though_connections_and_streams_are_open() {
     let deks = traffic.cached.len() as u64;
     assert_eq!(purged, PurgeCacheResponse { deks, connections: CARRIERS, left_open: 0 });
     assert_none("after a purge", &found);
+    traffic.ask_again().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +218,8 @@ async fn what_is_cached_is_in_protected_memory_only() {
     if sidecar.has_secret_memory() {
         return assert_none("while cached", &found);
     }
-    // Locked memory can be read by root: there, once each, and not in the core dump.
+    // Locked memory can be read by root: there, once each, and not in the core dump,
+    // which leaves that region out.
     for copies in &found {
         let cached = copies.secret.ends_with("-unwrap") || copies.secret.ends_with("-stream");
         assert!(cached && copies.kind == "whole" && copies.count == 1, "{copies}");
@@ -232,9 +234,11 @@ async fn time_leaves_nothing_though_clients_are_connected() {
     const AGE: Duration = Duration::from_secs(2);
     let sidecar =
         Sidecar::start("connection_age = \"2s\"", "[cache]\nttl = \"2s\"\nidle = \"2s\"\n");
-    let traffic = sidecar.traffic().await;
+    let mut traffic = sidecar.traffic().await;
     sleep(TTL + AGE).await;
     let found = sidecar.scan(&traffic.sought);
     assert_none("after TTL and connection age", &found);
-    drop(traffic);
+    // Memory that the scanner cannot read is empty too.
+    sidecar.until("keyward_cache_entries", 0).await;
+    traffic.ask_again().await;
 }

@@ -48,6 +48,21 @@ impl Traffic {
         traffic
     }
 
+    /// Has every client and every stream ask for a DEK: none of them was told of an error
+    /// when its connection was closed.
+    pub async fn ask_again(&mut self) {
+        for client in &self.clients {
+            client.unwrap(&self.cached[0], b"").await.expect("it connects again");
+        }
+        for (items, answers) in &mut self.streams {
+            let wrapped = self.cached[0].clone();
+            let item = Item { id: 0, wrapped, context: Vec::new() };
+            items.send(item).await.expect("somebody reads");
+            let answer = answers.next().await.expect("an answer").expect("the stream goes on");
+            answer.outcome.expect("a DEK");
+        }
+    }
+
     /// Closes every connection.
     pub fn disconnect(&mut self) {
         self.streams.clear();

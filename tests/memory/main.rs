@@ -39,13 +39,13 @@ use tokio::{net::UnixStream, time::sleep};
 use tonic::transport::{self, Channel, Uri};
 
 use pki::Pki;
-use scanner::{Copies, Sought, TICK, scan};
-use served::{KEK, Served, own_uid};
-use traffic::{Traffic, random};
+use scanner::{Copies, Sought, scan};
+use served::{Served, own_uid};
+use traffic::{AES_KEK, Traffic, WAYS, random};
 
 const NODE: &str = "spiffe://example.org/node/1";
 /// Connections that [`Traffic`] opens.
-const CARRIERS: u64 = 8;
+const CARRIERS: u64 = 2 * WAYS.len() as u64;
 
 /// A sidecar on a Unix socket and on TCP with mutual TLS.
 struct Sidecar {
@@ -57,6 +57,9 @@ struct Sidecar {
 impl Sidecar {
     fn start(server: &str, rest: &str) -> Self {
         let mut served = Served::prepare();
+        let config = served.config_file().to_string_lossy().into_owned();
+        let aes = ["key", "create", "--config", &config, "--type", "aes", "--size", "256", AES_KEK];
+        served.ok(&aes, b"");
         let pki = Pki::new(&served.token.dir.path().join("pki"));
         let keyward::server::TlsFiles { certificate, key, client_ca } = pki.server();
         let files: TlsFiles = pki.client("node", vec![pki::uri(NODE)]);
@@ -76,6 +79,9 @@ impl Sidecar {
             config
                 .replacen("[server]\n", &server, 1)
                 .replacen("interval = \"1s\"", "interval = \"60s\"", 1)
+                + &format!(
+                    "[[kek]]\nname = \"{AES_KEK}\"\nbackend = \"hsm\"\nalgorithm = \"A256KWP\"\n"
+                )
                 + &policy
                 + rest
         });
@@ -122,7 +128,7 @@ impl Sidecar {
         let until = Instant::now() + Duration::from_secs(10);
         while self.metric(metric) != value {
             assert!(Instant::now() < until, "{metric} is {}", self.metric(metric));
-            sleep(TICK).await;
+            sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -186,12 +192,16 @@ async fn a_purge_leaves_nothing_though_connections_and_streams_are_open() {
     let mut traffic = sidecar.traffic().await;
     // What living connections hold shows that the scanner sees into this very sidecar.
     let found = sidecar.scan(&traffic.sought);
-    for transport in ["uds", "tls"] {
-        let seen = found.iter().any(|copies| copies.secret.starts_with(transport));
-        assert!(seen, "no buffer of a {transport} connection is seen");
+    for way in ["uds", "tls"].iter().flat_map(|name| WAYS.map(|way| format!("{name}-{way}"))) {
+        for in_core in [false, true] {
+            let seen = found.iter().any(|copies| {
+                copies.secret.starts_with(&way) && (copies.mapping == "core dump") == in_core
+            });
+            assert!(seen, "no buffer of the connection {way} is seen (core dump: {in_core})");
+        }
     }
     let mut admin = AdminClient::new(sidecar.channel());
-    let request = PurgeCacheRequest { kek: KEK.into() };
+    let request = PurgeCacheRequest { kek: String::new() };
     let purged = admin.purge_cache(request).await.expect("a purge").into_inner();
     let found = sidecar.scan(&traffic.sought);
     let deks = traffic.cached.len() as u64;
@@ -221,7 +231,7 @@ async fn what_is_cached_is_in_protected_memory_only() {
     // Locked memory can be read by root: there, once each, and not in the core dump,
     // which leaves that region out.
     for copies in &found {
-        let cached = copies.secret.ends_with("-unwrap") || copies.secret.ends_with("-stream");
+        let cached = ["unwrap", "stream", "aes"].iter().any(|way| copies.secret.ends_with(way));
         assert!(cached && copies.kind == "whole" && copies.count == 1, "{copies}");
         assert_eq!(copies.range, found[0].range, "in one mapping: {copies}");
     }

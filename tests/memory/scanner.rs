@@ -7,7 +7,6 @@ use std::{
     env, fmt,
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use serde_json::Value;
@@ -107,6 +106,3 @@ fn as_root() -> Command {
     command.arg("-n").arg(python);
     command
 }
-
-/// How often what takes a moment is looked at.
-pub const TICK: Duration = Duration::from_millis(20);

@@ -15,6 +15,10 @@ use super::{
     served::{KEK, Served, run_with_input},
 };
 
+/// An AES key.
+pub const AES_KEK: &str = "vault";
+/// Ways that a DEK goes, each over a connection of its own.
+pub const WAYS: [&str; 5] = ["wrap", "generate", "unwrap", "stream", "aes"];
 const CALLERS: usize = 8;
 const CALLS: usize = 8;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -36,14 +40,15 @@ impl Traffic {
         let (sought, cached, clients, streams) = Default::default();
         let mut traffic = Self { sought, cached, clients, streams };
         for (name, connect) in targets {
-            let [wrap, generate, unwrap, stream] = [connect(), connect(), connect(), connect()];
+            let [wrap, generate, unwrap, stream, aes] = [(); 5].map(|()| connect());
             traffic.wrap(&format!("{name}-wrap"), &wrap).await;
             traffic.generate(&format!("{name}-generate"), &generate).await;
             let wrapped = traffic.unknown(served, format!("{name}-unwrap"));
             unwrap_by_calls(&unwrap, &wrapped).await;
             let wrapped = traffic.unknown(served, format!("{name}-stream"));
             traffic.streams.push(unwrap_by_stream(&stream, &wrapped).await);
-            traffic.clients.extend([wrap, generate, unwrap, stream]);
+            traffic.wrap_and_unwrap_by_aes(&format!("{name}-aes"), &aes).await;
+            traffic.clients.extend([wrap, generate, unwrap, stream, aes]);
         }
         traffic
     }
@@ -89,6 +94,19 @@ impl Traffic {
             let bytes = dek.expose().to_vec();
             self.sought.push(Sought { name: format!("{name}-{caller}"), bytes });
         }
+    }
+
+    /// By a KEK whose every operation is done by the module.
+    async fn wrap_and_unwrap_by_aes(&mut self, name: &str, client: &Client) {
+        let dek = random();
+        let wrapped = together(|| {
+            let (client, dek) = (client.clone(), Secret::copy_of(&dek));
+            async move { client.wrap(AES_KEK, &dek, b"").await.expect("a wrapped DEK") }
+        });
+        let wrapped = wrapped.await.remove(0);
+        unwrap_by_calls(client, &wrapped).await;
+        self.sought.push(Sought { name: name.to_owned(), bytes: dek });
+        self.cached.push(wrapped);
     }
 
     /// A DEK that the sidecar has not seen, wrapped by another tool.

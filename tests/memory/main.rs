@@ -55,6 +55,7 @@ struct Sidecar {
 }
 
 impl Sidecar {
+    /// `server` and `rest` go into the configuration.
     fn start(server: &str, rest: &str) -> Self {
         let mut served = Served::prepare();
         let config = served.config_file().to_string_lossy().into_owned();
@@ -70,20 +71,16 @@ impl Sidecar {
                  tls = {{ certificate = {certificate:?}, key = {key:?}, client_ca = {client_ca:?} }}\n\
                  {server}\n"
             );
-            let policy = format!(
-                "[[policy]]\nwho = [{NODE:?}]\nmay = [\"wrap\", \"unwrap\", \"generate\"]\nkek = [\"*\"]\n\
-                 [[policy]]\nwho = [\"uid:{}\"]\nmay = [\"purge\"]\nkek = [\"*\"]\n",
+            let rest = format!(
+                "[[kek]]\nname = \"{AES_KEK}\"\nbackend = \"hsm\"\nalgorithm = \"A256KWP\"\n\
+                 [[policy]]\nwho = [{NODE:?}]\nmay = [\"wrap\", \"unwrap\", \"generate\"]\nkek = [\"*\"]\n\
+                 [[policy]]\nwho = [\"uid:{}\"]\nmay = [\"purge\"]\nkek = [\"*\"]\n\
+                 {rest}",
                 own_uid()
             );
             // Leases outlast the time for which the scanner has the sidecar stand still.
-            config
-                .replacen("[server]\n", &server, 1)
-                .replacen("interval = \"1s\"", "interval = \"60s\"", 1)
-                + &format!(
-                    "[[kek]]\nname = \"{AES_KEK}\"\nbackend = \"hsm\"\nalgorithm = \"A256KWP\"\n"
-                )
-                + &policy
-                + rest
+            let config = config.replacen("[server]\n", &server, 1);
+            config.replacen("interval = \"1s\"", "interval = \"60s\"", 1) + &rest
         });
         served.serve();
         let tls = Endpoint::tls(format!("https://{tcp}"), files, Some("localhost".into()));

@@ -94,8 +94,12 @@ impl Sidecar {
         Traffic::run(&self.served, &[("uds", &uds), ("tls", &tls)]).await
     }
 
+    /// The sidecar lives on: a scan only looks.
     fn scan(&self, sought: &[Sought]) -> Vec<Copies> {
-        scan(self.served.pid(), sought, self.served.token.dir.path())
+        let found = scan(self.served.pid(), sought, self.served.token.dir.path());
+        let (ready, log) = (self.served.is_ready(), self.served.log());
+        assert!(ready, "the sidecar does not answer after a scan; it said\n{log}");
+        found
     }
 
     /// A bare channel over the Unix socket.
@@ -110,7 +114,9 @@ impl Sidecar {
 
     /// A number that the sidecar tells of itself.
     fn metric(&self, name: &str) -> u64 {
-        let mut admin = TcpStream::connect(self.admin).expect("a connection");
+        let admin = TcpStream::connect(self.admin);
+        let mut admin =
+            admin.unwrap_or_else(|e| panic!("{e}: the sidecar says\n{}", self.served.log()));
         admin.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it reads");
         let mut text = String::new();
         admin.read_to_string(&mut text).expect("its answer");

@@ -1,4 +1,4 @@
-//! `keyward kek`: what a running sidecar knows of its KEKs.
+//! `keyward kek`: what a running sidecar knows of its KEKs, and what it has cached of them.
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -9,7 +9,7 @@ use super::{
     failure::Failure,
     output::print,
     show::{self, row, yes_no},
-    sidecar::{self, KekState, KekVersion, SidecarArgs, algorithm_name},
+    sidecar::{self, KekState, KekVersion, Purged, SidecarArgs, algorithm_name},
 };
 
 /// `keyward kek …`
@@ -17,6 +17,7 @@ use super::{
 pub(super) enum Kek {
     List(List),
     Show(Show),
+    Purge(Purge),
 }
 
 /// List the KEKs that we may describe
@@ -41,11 +42,26 @@ pub(super) struct Show {
     name: String,
 }
 
+/// Wipe the cached DEKs of a KEK, or of all that we may purge
+///
+/// Closes the connections that carried them, too; clients reconnect by themselves. The KEK
+/// stays as it is: what is asked for next comes from the backend again.
+#[derive(Args, Debug)]
+pub(super) struct Purge {
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+
+    /// The KEK; without it, every KEK that we may purge
+    #[arg(value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    name: Option<String>,
+}
+
 impl Kek {
     pub(super) fn run(self, json: bool) -> Result<(), Failure> {
         match self {
             Self::List(command) => command.run(json),
             Self::Show(command) => command.run(json),
+            Self::Purge(command) => command.run(json),
         }
     }
 }
@@ -85,6 +101,29 @@ impl Show {
             true => print(&show::json_line(&kek_json(&kek))),
             false => print(&text(&kek)),
         }
+    }
+}
+
+impl Purge {
+    fn run(self, json: bool) -> Result<(), Failure> {
+        let Purged { deks, connections, left_open } =
+            self.sidecar.connect()?.purge(self.name.as_deref())?;
+        if json {
+            let done = json!({ "deks": deks, "connections": connections, "left_open": left_open });
+            print(&show::json_line(&done))?;
+        } else {
+            print(&show::table(&[
+                row(["wiped DEKs", &deks.to_string()]),
+                row(["closed connections", &(connections.saturating_sub(left_open)).to_string()]),
+                row(["still open", &left_open.to_string()]),
+            ]))?;
+        }
+        if left_open == 0 {
+            return Ok(());
+        }
+        Err(Failure::new("some connections that carried DEKs are still open")
+            .with_cause(format!("{left_open} did not end in time; their buffers may hold DEKs"))
+            .with_fix("run it again; if they stay, restart the sidecar"))
     }
 }
 

@@ -171,6 +171,8 @@ mod tests {
             "rewrap --socket p",
             "kek show --socket p --json n",
             "kek list",
+            "kek purge --socket p",
+            "kek purge --socket p --json n",
             "bench hot --socket p --kek n --callers 64 --seconds 10 --json",
             "bench cold --socket p --kek n --callers 64 --seconds 10 --json",
             "bench mixed --socket p --kek n --callers 64 --seconds 10 --json --skew 1.2 --deks 100",

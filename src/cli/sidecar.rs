@@ -6,7 +6,7 @@ use std::{env, path::PathBuf, time::Duration};
 use clap::Args;
 use tokio::runtime::Runtime;
 
-pub(super) use crate::client::{Kek, KekState, KekVersion, Rewrapped, WrappedDek};
+pub(super) use crate::client::{Kek, KekState, KekVersion, Purged, Rewrapped, WrappedDek};
 
 use super::failure::Failure;
 use crate::{
@@ -158,6 +158,10 @@ impl Sidecar {
 
     pub(super) fn keks(&self) -> Result<Vec<Kek>, Failure> {
         Ok(self.runtime.block_on(self.client.list_keks())?)
+    }
+
+    pub(super) fn purge(&self, kek: Option<&str>) -> Result<Purged, Failure> {
+        Ok(self.runtime.block_on(self.client.purge(kek))?)
     }
 }
 

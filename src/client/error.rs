@@ -75,6 +75,13 @@ impl Error {
         Self::new("MESSAGE_TOO_LARGE", Code::ResourceExhausted, message)
     }
 
+    /// What the sidecar would say of an empty name, where the protocol does not give it a
+    /// meaning of its own.
+    pub(super) fn kek_name_empty() -> Self {
+        let reason = Reason::RequestInvalid.as_str();
+        Self::new(reason, Code::InvalidArgument, "the name of a KEK is empty")
+    }
+
     pub(super) fn answer_invalid(what: &str) -> Self {
         Self::new(Self::ANSWER_INVALID, Code::Internal, format!("the sidecar answered with {what}"))
     }

@@ -51,7 +51,7 @@ pub use crate::wire::{Algorithm, Assurance, Kek, KekState, KekVersion, WrappedDe
 use crate::{
     op::{DEK_MAX_BYTES, DEK_MIN_BYTES, MESSAGE_MAX_BYTES, Op},
     secret::Secret,
-    wire::{self, key_wrap_client::KeyWrapClient},
+    wire::{self, admin_client::AdminClient, key_wrap_client::KeyWrapClient},
 };
 
 /// Messages that one list of KEKs may take. Each holds a hundred KEKs and more.
@@ -61,6 +61,9 @@ const LIST_PAGES_MAX: usize = 1000;
 #[derive(Clone)]
 pub struct Client {
     inner: KeyWrapClient<Channel>,
+    /// Over a connection of its own, opened when it is first needed: a purge closes those
+    /// that carried DEKs, and would wait for itself on one.
+    admin: AdminClient<Channel>,
     /// Instead of the deadline that the table of operations has.
     deadline: Option<Duration>,
     /// For messages.
@@ -76,6 +79,18 @@ pub struct Rewrapped {
     pub changed: bool,
 }
 
+/// What a purge did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// DEKs that were wiped from the cache.
+    pub deks: u64,
+    /// Connections that had carried DEKs and were closed; their clients reconnect.
+    pub connections: u64,
+    /// Connections that should have been closed and were not yet. Anything but 0 means that
+    /// copies of DEKs may remain in their buffers.
+    pub left_open: u64,
+}
+
 impl Client {
     /// A client of the sidecar at `endpoint`. Connects when the first call is made.
     /// Must be called inside a Tokio runtime. `Err` if the endpoint's TLS files cannot
@@ -84,7 +99,10 @@ impl Client {
         let inner = KeyWrapClient::new(endpoint.channel()?)
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
             .max_encoding_message_size(MESSAGE_MAX_BYTES);
-        Ok(Self { inner, deadline: None, target: endpoint.to_string().into() })
+        let admin = AdminClient::new(endpoint.channel()?)
+            .max_decoding_message_size(MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(MESSAGE_MAX_BYTES);
+        Ok(Self { inner, admin, deadline: None, target: endpoint.to_string().into() })
     }
 
     /// Gives every unary call this long, attempts and pauses together. Without it a
@@ -202,6 +220,24 @@ impl Client {
             }
         }
         Err(Error::answer_invalid("a list without end"))
+    }
+
+    /// Wipes the DEKs that the sidecar has cached under `kek`, or under every KEK that we
+    /// may purge, and closes the connections that carried them. For operators: it takes the
+    /// permission `purge`. Sent again after a broken connection, it counts what was left.
+    pub async fn purge(&self, kek: Option<&str>) -> Result<Purged, Error> {
+        // The protocol's empty name means every KEK; ours must not come to mean that.
+        if kek == Some("") {
+            return Err(Error::kek_name_empty());
+        }
+        let request = || wire::PurgeCacheRequest { kek: kek.unwrap_or_default().to_owned() };
+        let send = |_, request| {
+            let mut admin = self.admin.clone();
+            async move { admin.purge_cache(request).await }
+        };
+        let response = self.call(Op::Purge, request, send).await?;
+        let wire::PurgeCacheResponse { deks, connections, left_open } = response;
+        Ok(Purged { deks, connections, left_open })
     }
 
     /// Makes one call: attempts, pauses and all within one deadline.

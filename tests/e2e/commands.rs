@@ -5,7 +5,7 @@ use std::{env, os::unix::fs::PermissionsExt, path::Path, process::Command};
 use prost::Message as _;
 
 use super::{
-    served::{KEK, Served, read, run_with_input},
+    served::{KEK, Served, own_uid, read, run_with_input},
     token::{self, LABEL, PIN},
 };
 
@@ -241,6 +241,68 @@ fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else() 
     let denied = over_tls(&["rewrap"], &ours, &wrapped.stdout);
     let stderr = String::from_utf8_lossy(&denied.stderr);
     assert!(stderr.contains("policy"), "{stderr}");
+}
+
+#[test]
+fn an_operator_purges_what_is_cached_and_nobody_else_does() {
+    let mut served = Served::prepare();
+    let refuse = |served: &Served, args: &[&str]| {
+        assert_eq!(served.refused(args, b""), "PERMISSION_DENIED", "{args:?}");
+    };
+    served.serve();
+    let wrapped = served.ok(&["wrap", "--kek", KEK], DEK);
+    served.ok(&["unwrap"], &wrapped);
+    refuse(&served, &["kek", "purge", KEK]);
+    refuse(&served, &["kek", "purge"]);
+    refuse(&served, &["kek", "purge", "no-such-kek"]);
+    served.signal("-TERM");
+    assert_eq!(served.wait(), Some(0));
+
+    served.configure(|config| {
+        config
+            + &format!(
+                "[[policy]]\nwho = [\"uid:{}\"]\nmay = [\"purge\"]\nkek = [\"{KEK}\"]\n",
+                own_uid()
+            )
+    });
+    served.serve();
+    let purge = |args: &[&str]| -> serde_json::Value {
+        let args = [&["kek", "purge", "--json"], args].concat();
+        serde_json::from_slice(&served.ok(&args, b"")).expect("JSON")
+    };
+    let nothing = serde_json::json!({ "deks": 0, "connections": 0, "left_open": 0 });
+    for args in [&[KEK][..], &[]] {
+        // Each command is a connection of its own, and has ended.
+        served.ok(&["unwrap"], &wrapped);
+        assert_eq!(purge(args)["deks"], 1);
+        assert_eq!(purge(args), nothing);
+    }
+    served.ok(&["unwrap"], &wrapped);
+    let told = String::from_utf8(served.ok(&["kek", "purge", KEK], b"")).expect("text");
+    for line in ["wiped DEKs          1", "closed connections  0", "still open          0"] {
+        assert!(told.lines().any(|told| told == line), "{line:?} in\n{told}");
+    }
+    refuse(&served, &["kek", "purge", "no-such-kek"]);
+    assert_eq!(served.refused(&["kek", "purge", "/"], b""), "REQUEST_INVALID");
+    assert_eq!(served.call(&["kek", "purge", ""], b"").status.code(), Some(2));
+    assert_eq!(served.ok(&["unwrap"], &wrapped), DEK, "the KEK stays as it is");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_purges_over_a_client_that_carried_deks_itself() {
+    let mut served = Served::prepare();
+    served.configure(|config| config.replace("\"describe\"]", "\"describe\", \"purge\"]"));
+    served.serve();
+    let client = served.client();
+    let (dek, wrapped) = client.generate(KEK, 32, b"").await.expect("a DEK");
+    client.unwrap(&wrapped, b"").await.expect("a DEK");
+    let purged = client.purge(Some(KEK)).await.expect("it may");
+    let expected = keyward::client::Purged { deks: 1, connections: 1, left_open: 0 };
+    assert_eq!(purged, expected);
+    assert!(client.unwrap(&wrapped, b"").await.expect("a DEK").ct_eq(dek.expose()));
+    assert_eq!(client.purge(None).await.expect("it may"), expected);
+    let empty = client.purge(Some("")).await.expect_err("no name is not every name");
+    assert_eq!(empty.reason(), "REQUEST_INVALID");
 }
 
 fn free_port() -> u16 {

@@ -58,6 +58,13 @@ pub enum Standing {
     Ended,
 }
 
+impl Standing {
+    /// Whether a DEK may be handed out, or kept.
+    pub fn allows_release(self) -> bool {
+        matches!(self, Self::Live | Self::Outage)
+    }
+}
+
 /// One grant. Shared by the calls that rely on it.
 #[derive(Debug)]
 pub struct Lease {

@@ -22,7 +22,6 @@ use crate::{
     envelope::{self, Context, Dek, WrappedDek},
     error::{Error, Reason},
     lanes::Lane,
-    lease::Standing,
     observe::Answered,
     op::Op,
     secret::Secret,
@@ -241,7 +240,9 @@ impl Fetch {
     fn remember(&self, held: &Held, fetched: &Fetched) {
         let Self { custody, key, .. } = self;
         let (cache, now, grant) = (&custody.cache, Instant::now(), Grant(held.lease.id()));
-        let alive = || matches!(held.lease.standing(now), Standing::Live | Standing::Outage);
+        // Under the lock, and as of then: with the clock of before it, who waited for the
+        // lock while the lease lapsed would put back what was just wiped for that.
+        let alive = || held.lease.standing(Instant::now()).allows_release();
         match fetched {
             Ok(dek) => _ = cache.insert(key, grant, dek, now, alive),
             Err(error) if error.reason() == Reason::CiphertextInvalid => {

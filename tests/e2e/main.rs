@@ -11,5 +11,6 @@ mod bench;
 mod commands;
 mod faults;
 mod lifecycle;
+mod revocation;
 mod served;
 mod watched;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -123,6 +124,23 @@ kek = ["*"]
         };
         let keks = json["keks"].as_array().cloned().unwrap_or_default();
         !keks.is_empty() && keks.iter().all(|kek| kek["usable"] == true)
+    }
+
+    /// Where metrics are, of a sidecar that was configured to let the kernel choose the port.
+    pub fn admin(&self) -> SocketAddr {
+        let log = self.log();
+        let (_, told) = log.split_once("admin=Some(").unwrap_or_else(|| panic!("{log}"));
+        let admin = told.split(')').next().and_then(|at| at.parse().ok());
+        admin.unwrap_or_else(|| panic!("{log}"))
+    }
+
+    /// The whole answer to a request over HTTP.
+    pub fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin()).expect("a connection");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
     }
 
     pub fn pid(&self) -> u32 {

@@ -10,5 +10,6 @@ mod calls;
 mod hostile;
 mod lifecycle;
 mod purge;
+mod revocation;
 mod streams;
 mod tls;

@@ -1,0 +1,194 @@
+//! Revocation against the engine alone, with no socket in between: real threads, and
+//! hundreds of rounds.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use keyward::{
+    auth::{Identity, Permit},
+    cache::CacheSettings,
+    engine::{Engine, KekSpec, Source, Unwrapped},
+    envelope::{Context, Dek, WrappedDek},
+    error::{Error, Reason},
+    kek::{Algorithm, KekName, KeyRef},
+    lanes::Lane,
+    lease::Terms,
+    observe::Metrics,
+    op::Op,
+    secret::Secret,
+};
+use tokio::task::{JoinSet, yield_now};
+
+use super::support::{
+    fake::Fake,
+    sidecar::{engine, eventually, own_uid, policy},
+};
+
+const ROUNDS: usize = 300;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// An engine, and who calls it.
+struct Bench {
+    fake: Arc<Fake>,
+    engine: Arc<Engine>,
+    metrics: Arc<Metrics>,
+    kek: KekName,
+    who: Arc<Identity>,
+}
+
+impl Bench {
+    async fn new() -> Arc<Self> {
+        let (fake, kek) = (Fake::new(), KekName::parse("orders").unwrap());
+        let metrics = Arc::new(Metrics::new(["orders"], ["fake"]));
+        let spec = KekSpec {
+            name: kek.clone(),
+            backend: Arc::clone(&fake) as _,
+            key: KeyRef::parse("orders").unwrap(),
+            algorithm: Algorithm::RsaOaep256,
+        };
+        let cache = CacheSettings { capacity: 1024, ttl: HOUR, idle: HOUR };
+        let terms = Terms { interval: HOUR, outage_grace: HOUR };
+        let engine = engine(vec![spec], cache, terms, Arc::clone(&metrics));
+        let who = Arc::new(Identity::Unix { uid: own_uid(), gid: 0 });
+        let bench = Arc::new(Self { fake, engine, metrics, kek, who });
+        bench.prove().await;
+        bench
+    }
+
+    async fn prove(&self) {
+        self.engine.verify(&self.kek, Instant::now() + HOUR).await.unwrap();
+    }
+
+    fn permit(&self, op: Op) -> Permit {
+        policy().permit(&self.who, op, &self.kek).unwrap()
+    }
+
+    async fn wrap(&self, n: u64) -> WrappedDek {
+        let dek = Dek::parse(dek(n)).unwrap();
+        let context = Context::parse(b"").unwrap();
+        let (permit, deadline) = (self.permit(Op::Wrap), Instant::now() + HOUR);
+        self.engine.wrap(permit, &dek, &context, deadline).await.unwrap()
+    }
+
+    async fn unwrap(&self, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
+        let context = Context::parse(b"").unwrap();
+        let (permit, deadline) = (self.permit(Op::Unwrap), Instant::now() + HOUR);
+        self.engine.unwrap(permit, wrapped, &context, Lane::Front, deadline).await
+    }
+
+    fn entries(&self) -> String {
+        let metrics = self.metrics.render();
+        let line = metrics.lines().find(|line| line.starts_with("keyward_cache_entries "));
+        line.unwrap_or_else(|| panic!("{metrics}")).to_owned()
+    }
+}
+
+fn dek(n: u64) -> Secret {
+    Secret::new(n.to_be_bytes().repeat(4))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
+    let bench = Bench::new().await;
+    // Odd from when `revoke` has returned until just before `restore` is called.
+    let epoch = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (inside, outside) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut load = JoinSet::new();
+    for n in 0..16_u64 {
+        // Half ask for the same few, which are mostly in memory, half each for their own.
+        let wrapped = bench.wrap(if n % 2 == 0 { n % 4 } else { n }).await;
+        let expected = if n % 2 == 0 { n % 4 } else { n };
+        let (bench, epoch, stop) = (Arc::clone(&bench), Arc::clone(&epoch), Arc::clone(&stop));
+        let (inside, outside) = (Arc::clone(&inside), Arc::clone(&outside));
+        load.spawn(async move {
+            let mut from_memory = 0_usize;
+            while !stop.load(SeqCst) {
+                let before = epoch.load(SeqCst);
+                let result = bench.unwrap(&wrapped).await;
+                // It began and ended in one and the same epoch.
+                let within = epoch.load(SeqCst) == before;
+                match result {
+                    Ok(Unwrapped { dek: got, source }) => {
+                        assert!(!within || before.is_multiple_of(2), "released while revoked");
+                        assert!(got.secret().ct_eq(dek(expected).expose()), "another's DEK");
+                        from_memory += usize::from(source == Source::Cache);
+                        outside.fetch_add(1, SeqCst);
+                    }
+                    Err(error) => {
+                        let allowed = [Reason::KekRevoked, Reason::KekUnproven];
+                        assert!(allowed.contains(&error.reason()), "{error}");
+                        if within && !before.is_multiple_of(2) {
+                            assert_eq!(error.reason(), Reason::KekRevoked, "{error}");
+                            inside.fetch_add(1, SeqCst);
+                        }
+                    }
+                }
+                yield_now().await;
+            }
+            from_memory
+        });
+    }
+    for round in 0..ROUNDS {
+        let answered = outside.load(SeqCst);
+        eventually("callers are answered", || outside.load(SeqCst) >= answered + 32).await;
+        bench.engine.revoke(&bench.kek).await.unwrap();
+        epoch.fetch_add(1, SeqCst);
+        let refused = inside.load(SeqCst);
+        eventually("callers are refused", || inside.load(SeqCst) >= refused + 32).await;
+        assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "round {round}");
+        epoch.fetch_add(1, SeqCst);
+        bench.engine.restore(&bench.kek).unwrap();
+        bench.prove().await;
+    }
+    stop.store(true, SeqCst);
+    let mut from_memory = 0;
+    while let Some(caller) = load.join_next().await {
+        from_memory += caller.unwrap();
+    }
+    assert!(from_memory > ROUNDS, "the cache had no part in it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
+    let bench = Bench::new().await;
+    let mut wrapped = Vec::new();
+    for n in 0..16 {
+        wrapped.push(bench.wrap(n).await);
+    }
+    for round in 0..ROUNDS {
+        bench.fake.hold.send_replace(true);
+        let mut calls = JoinSet::new();
+        for wrapped in &wrapped {
+            let (bench, wrapped) = (Arc::clone(&bench), wrapped.clone());
+            calls.spawn(async move { bench.unwrap(&wrapped).await });
+        }
+        eventually("all are at the backend", || bench.fake.running() == wrapped.len()).await;
+        bench.engine.revoke(&bench.kek).await.unwrap();
+        // In half of the rounds they come back to a KEK that is allowed again.
+        let restored = round % 2 == 0;
+        if restored {
+            bench.engine.restore(&bench.kek).unwrap();
+            bench.prove().await;
+        }
+        bench.fake.hold.send_replace(false);
+        while let Some(ended) = calls.join_next().await {
+            let error = ended.unwrap().expect_err("it is from before the revocation");
+            let expected = if restored { Reason::KekUnproven } else { Reason::KekRevoked };
+            assert_eq!(error.reason(), expected, "round {round}: {error}");
+        }
+        assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "round {round}");
+        if !restored {
+            bench.engine.restore(&bench.kek).unwrap();
+            bench.prove().await;
+        }
+        let again = bench.unwrap(&wrapped[0]).await.unwrap();
+        assert_eq!(again.source, Source::Backend, "round {round}");
+        bench.engine.purge(bench.permit(Op::Purge)).await.unwrap();
+    }
+}

@@ -68,11 +68,11 @@ impl Bench {
         policy().permit(&self.who, op, &self.kek).unwrap()
     }
 
-    async fn wrap(&self, n: u64) -> WrappedDek {
+    async fn wrap(&self, n: u64) -> Result<WrappedDek, Error> {
         let dek = Dek::parse(dek(n)).unwrap();
         let context = Context::parse(b"").unwrap();
         let (permit, deadline) = (self.permit(Op::Wrap), Instant::now() + HOUR);
-        self.engine.wrap(permit, &dek, &context, deadline).await.unwrap()
+        self.engine.wrap(permit, &dek, &context, deadline).await
     }
 
     async fn unwrap(&self, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
@@ -101,14 +101,18 @@ async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
     let (inside, outside) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut load = JoinSet::new();
     for n in 0..16_u64 {
-        // Half ask for the same few, which are mostly in memory, half each for their own.
-        let wrapped = bench.wrap(if n % 2 == 0 { n % 4 } else { n }).await;
-        let expected = if n % 2 == 0 { n % 4 } else { n };
+        // Half ask for the same few, which are mostly in memory, half for new ones.
+        let fresh = n % 2 == 1;
+        let mut asked = if fresh { n << 32 } else { n % 4 };
+        let mut wrapped = bench.wrap(asked).await.unwrap();
         let (bench, epoch, stop) = (Arc::clone(&bench), Arc::clone(&epoch), Arc::clone(&stop));
         let (inside, outside) = (Arc::clone(&inside), Arc::clone(&outside));
         load.spawn(async move {
             let mut from_memory = 0_usize;
             while !stop.load(SeqCst) {
+                if fresh && let Ok(another) = bench.wrap(asked + 1).await {
+                    (asked, wrapped) = (asked + 1, another);
+                }
                 let before = epoch.load(SeqCst);
                 let result = bench.unwrap(&wrapped).await;
                 // It began and ended in one and the same epoch.
@@ -116,7 +120,7 @@ async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
                 match result {
                     Ok(Unwrapped { dek: got, source }) => {
                         assert!(!within || before.is_multiple_of(2), "released while revoked");
-                        assert!(got.secret().ct_eq(dek(expected).expose()), "another's DEK");
+                        assert!(got.secret().ct_eq(dek(asked).expose()), "another's DEK");
                         from_memory += usize::from(source == Source::Cache);
                         outside.fetch_add(1, SeqCst);
                     }
@@ -137,8 +141,13 @@ async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
     for round in 0..ROUNDS {
         let answered = outside.load(SeqCst);
         eventually("callers are answered", || outside.load(SeqCst) >= answered + 32).await;
+        // Some are at the backend meanwhile, and come back to a KEK that is revoked.
+        bench.fake.hold.send_replace(true);
+        eventually("some wait for the backend", || bench.fake.running() > 0).await;
         bench.engine.revoke(&bench.kek).await.unwrap();
         epoch.fetch_add(1, SeqCst);
+        bench.fake.hold.send_replace(false);
+        eventually("they are back", || bench.fake.running() == 0).await;
         let refused = inside.load(SeqCst);
         eventually("callers are refused", || inside.load(SeqCst) >= refused + 32).await;
         assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "round {round}");
@@ -159,7 +168,7 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
     let bench = Bench::new().await;
     let mut wrapped = Vec::new();
     for n in 0..16 {
-        wrapped.push(bench.wrap(n).await);
+        wrapped.push(bench.wrap(n).await.unwrap());
     }
     for round in 0..ROUNDS {
         bench.fake.hold.send_replace(true);

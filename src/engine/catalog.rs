@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -53,12 +53,20 @@ pub(super) struct Kek {
     known: ArcSwap<Known>,
     /// Held while the backend is asked, so that two readings do not race.
     reading: tokio::sync::Mutex<()>,
-    /// Whether an operator took the KEK away. Held while `known` is replaced.
-    revoked: Mutex<bool>,
+    /// Held while `known` is replaced.
+    revocation: Mutex<Revocation>,
     /// Leases that lapsed and whose DEKs were wiped since.
     wiped: Mutex<Vec<u64>>,
     /// Rung when an operation met a key that is not what is known of it.
     pub(super) suspicion: Notify,
+}
+
+/// Whether an operator took the KEK away.
+#[derive(Clone, Copy, Debug, Default)]
+struct Revocation {
+    revoked: bool,
+    /// How often that changed: what was asked for before a change is not taken over.
+    changes: u64,
 }
 
 /// What is known of a KEK's versions.
@@ -137,7 +145,7 @@ impl Kek {
             lanes,
             known: ArcSwap::from_pointee(known),
             reading: tokio::sync::Mutex::default(),
-            revoked: Mutex::default(),
+            revocation: Mutex::default(),
             wiped: Mutex::default(),
             suspicion: Notify::new(),
         }
@@ -249,6 +257,7 @@ impl Kek {
         deadline: Instant,
     ) -> Result<(), Error> {
         let _one_at_a_time = self.reading.lock().await;
+        let asked_under = self.revocation().changes;
         let KekSpec { backend, key, algorithm, .. } = &self.spec;
         let before = self.known.load_full();
         let found = match backend.versions(key, *algorithm, deadline).await {
@@ -258,7 +267,7 @@ impl Kek {
                 return Err(error);
             }
             Err(error) => {
-                self.learn(Known::trouble(error), custody);
+                self.learn(Known::trouble(error), asked_under, custody);
                 return Ok(());
             }
         };
@@ -287,7 +296,7 @@ impl Kek {
             versions.push(Leased { version, lease });
         }
         match VersionSet::new(versions) {
-            Ok(versions) => self.learn(Known { versions, trouble: None }, custody),
+            Ok(versions) => self.learn(Known { versions, trouble: None }, asked_under, custody),
             Err(twin) => self.learn(
                 Known::trouble(
                     Error::new(
@@ -296,6 +305,7 @@ impl Kek {
                     )
                     .with_fix("give each key of this label a CKA_ID of its own"),
                 ),
+                asked_under,
                 custody,
             ),
         }
@@ -305,16 +315,18 @@ impl Kek {
     /// Takes the KEK away until [`Self::restore`]. When it returns, nothing of it is
     /// cached, and no call that has not been answered will be.
     pub(super) fn revoke(&self, custody: &Arc<Custody>) -> usize {
-        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
-        *revoked = true;
+        let mut revocation = self.revocation();
+        revocation.revoked = true;
+        revocation.changes += 1;
         self.replace(Known::trouble(revoked_error(&self.spec.name)), Purge::Revoked, custody)
     }
 
     /// Gives a revoked KEK back: it has to prove itself like a new one.
     pub(super) fn restore(&self, custody: &Arc<Custody>) {
-        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
-        if *revoked {
-            *revoked = false;
+        let mut revocation = self.revocation();
+        if revocation.revoked {
+            revocation.revoked = false;
+            revocation.changes += 1;
             self.replace(Known::trouble(unread(&self.spec.name)), Purge::Revoked, custody);
             self.suspicion.notify_one();
         }
@@ -344,10 +356,15 @@ impl Kek {
         deks
     }
 
-    /// Takes over what a reading found, unless the KEK was revoked meanwhile.
-    fn learn(&self, known: Known, custody: &Arc<Custody>) {
-        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*revoked {
+    fn revocation(&self) -> MutexGuard<'_, Revocation> {
+        self.revocation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what a reading found that began under this count of changes, unless the
+    /// KEK is revoked, or was meanwhile.
+    fn learn(&self, known: Known, asked_under: u64, custody: &Arc<Custody>) {
+        let revocation = self.revocation();
+        if !revocation.revoked && revocation.changes == asked_under {
             self.replace(known, Purge::Denied, custody);
         }
     }

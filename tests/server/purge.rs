@@ -11,6 +11,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use keyward::{
     client::Item,
+    error::Reason,
     kek::KekName,
     op::Op,
     wire::{PurgeCacheRequest, PurgeCacheResponse, UnwrapRequest, admin_client::AdminClient},
@@ -239,4 +240,22 @@ async fn an_unwrap_from_before_a_revocation_is_not_answered_after_it() {
     let refused = call.await.unwrap().unwrap_err();
     assert_eq!(reason(&refused), "KEK_UNPROVEN");
     revoking.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_from_before_a_revocation_counts_for_nothing_after_it() {
+    let sidecar = Sidecar::start().await;
+    let kek = KekName::parse("orders").unwrap();
+    let soon = Instant::now() + Duration::from_secs(30);
+    sidecar.fake.hold_proofs.send_replace(true);
+    let (engine, name) = (Arc::clone(&sidecar.engine), kek.clone());
+    let proving = tokio::spawn(async move { engine.verify(&name, soon).await });
+    eventually("it is asked", || sidecar.fake.hold_proofs.receiver_count() > 0).await;
+    sidecar.engine.revoke(&kek).await.unwrap();
+    sidecar.engine.restore(&kek).unwrap();
+    sidecar.fake.hold_proofs.send_replace(false);
+    let unproven = proving.await.unwrap().unwrap_err();
+    assert_eq!(unproven.reason(), Reason::KekUnproven);
+    sidecar.engine.verify(&kek, soon).await.unwrap();
+    assert!(sidecar.client().wrap("orders", &dek(), b"").await.is_ok());
 }

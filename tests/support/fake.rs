@@ -25,6 +25,8 @@ pub struct Fake {
     versions: Mutex<Vec<u8>>,
     /// While true, unwraps hang until their deadline.
     pub hold: watch::Sender<bool>,
+    /// While true, proofs hang.
+    pub hold_proofs: watch::Sender<bool>,
     /// What the next unwraps fail with.
     pub failures: Mutex<VecDeque<Error>>,
     /// What proofs fail with, for as long as it is set.
@@ -41,6 +43,7 @@ impl Default for Fake {
         Self {
             versions: Mutex::new(vec![1]),
             hold: watch::Sender::new(false),
+            hold_proofs: watch::Sender::new(false),
             failures: Mutex::default(),
             denial: Mutex::default(),
             at_once: 1024,
@@ -159,8 +162,11 @@ impl Backend for Fake {
         _algorithm: Algorithm,
         _deadline: Instant,
     ) -> Result<SystemTime, Error> {
+        let asked = SystemTime::now();
+        let mut hold = self.hold_proofs.subscribe();
+        let _free = hold.wait_for(|hold| !*hold).await;
         self.check_denial()?;
-        Ok(SystemTime::now())
+        Ok(asked)
     }
 
     async fn wrap(

@@ -85,6 +85,7 @@ pub fn serve(config: Config) -> Result<(), StartError> {
     server::raise_nofile_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("keyward")
+        .worker_threads(config.threads)
         // What waits must not keep a DEK in its registers or on its stack.
         .on_thread_park(secret::scrub)
         .enable_all()

@@ -49,6 +49,8 @@ pub const FILE_MAX_BYTES: usize = 1024 * 1024;
 pub struct Config {
     /// Listeners and their bounds.
     pub server: Settings,
+    /// Threads that serve callers.
+    pub threads: usize,
     /// How to log.
     pub log: LogConfig,
     /// At least one; names are distinct.
@@ -90,6 +92,7 @@ fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
     document.check_sections();
     // Read every section before any of them ends the reading: all mistakes are noted.
     let server = document.single(&schema::SERVER);
+    let threads = server.number(&schema::THREADS);
     let server = server::read(&server, &document.single(&schema::LIMITS), accounts);
     let log = log::read(&document.single(&schema::LOG));
     let cache = cache::read(&document.single(&schema::CACHE), &document.single(&schema::LEASE));
@@ -106,6 +109,7 @@ fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
     }
     Some(Config {
         server: server?,
+        threads: threads?,
         log: log?,
         backends: backends?,
         keks: keks?,

@@ -119,6 +119,7 @@ pub(super) static SERVER: Section = Section {
         &ADMIN,
         &CONNECTION_AGE,
         &DRAIN,
+        &THREADS,
     ],
 };
 
@@ -169,6 +170,12 @@ pub(super) static CONNECTION_AGE: Key =
 pub(super) static DRAIN: Key =
     Key::default("drain", Kind::Duration { min: "0s", max: "10m" }, r#""20s""#)
         .doc("How long calls in work may still take after SIGTERM.");
+
+pub(super) static THREADS: Key = Key::default("threads", Kind::Number { min: 1, max: 64 }, "1")
+    .doc(
+        "Threads that serve callers; the HSM has its own. One answers more calls, sooner, than\n\
+         two on a machine of two cores; more pay with many connections on many cores.",
+    );
 
 pub(super) static LOG: Section = Section {
     name: "log",

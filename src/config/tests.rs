@@ -13,6 +13,7 @@ use super::{
 use crate::{
     backend::pkcs11::PinSource,
     kek::Algorithm,
+    lease::Terms,
     server::{SocketSettings, TcpSettings},
 };
 
@@ -82,7 +83,12 @@ fn the_least_file_gets_the_defaults() {
     );
     assert_eq!((config.server.tcp, config.server.admin), (None, None));
     assert_eq!((config.server.connections, config.server.drain), (4096, Duration::from_secs(20)));
-    assert_eq!(config.cache.terms.interval, Duration::from_secs(30));
+    assert_eq!(config.threads, 1);
+    let CacheConfig { settings, terms, allow_unlocked } = config.cache;
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    assert_eq!((settings.capacity, allow_unlocked), (100_000, false));
+    assert_eq!((settings.ttl, settings.idle), (minutes(60), minutes(30)));
+    assert_eq!(terms, Terms { interval: Duration::from_secs(30), outage_grace: minutes(10) });
     assert_eq!(config.log.filter, "info");
     let [BackendConfig::Pkcs11(hsm)] = &config.backends[..] else { panic!("one backend") };
     assert_eq!((hsm.name.as_str(), hsm.sessions, hsm.queue), ("hsm", 4, 1024));

@@ -89,6 +89,7 @@ struct Call {
     peer: Peer,
     /// Whether somebody waits for this one answer.
     lane: Lane,
+    begun: Instant,
     deadline: Instant,
 }
 
@@ -98,7 +99,8 @@ impl Call {
         let now = Instant::now();
         let given = deadline::given(request.metadata(), now);
         let given = on_record(&api.metrics, op, peer.who(), "-", now, given)?;
-        Ok(Self { op, peer, lane: Lane::Front, deadline: deadline::of_call(op, given, now) })
+        let deadline = deadline::of_call(op, given, now);
+        Ok(Self { op, peer, lane: Lane::Front, begun: now, deadline })
     }
 }
 
@@ -126,7 +128,6 @@ impl Api {
         kek: &str,
         decode: impl FnOnce(&KekName) -> Result<T, Error>,
     ) -> Result<(Permit, T), Error> {
-        let started = Instant::now();
         let name = KekName::parse(kek);
         let admitted = name.as_ref().ok_or_else(decode::not_a_kek_name).and_then(|name| {
             let permit = self.policy.load().permit(call.peer.who(), call.op, name)?;
@@ -138,7 +139,7 @@ impl Api {
         });
         // Only what is a name may be logged: anything else is a stranger's text.
         let kek = name.as_ref().map_or("-", KekName::as_str);
-        on_record(&self.metrics, call.op, call.peer.who(), kek, started, admitted)
+        on_record(&self.metrics, call.op, call.peer.who(), kek, call.begun, admitted)
     }
 
     async fn unwrap_one(

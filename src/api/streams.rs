@@ -109,9 +109,10 @@ impl Caller {
     }
 
     fn call(&self) -> Call {
-        let deadline = deadline::of_item(self.op, self.deadline, Instant::now());
+        let begun = Instant::now();
+        let deadline = deadline::of_item(self.op, self.deadline, begun);
         // Many items wait on a stream: each lets a call pass that somebody waits for.
-        Call { op: self.op, peer: self.peer.clone(), lane: Lane::Back, deadline }
+        Call { op: self.op, peer: self.peer.clone(), lane: Lane::Back, begun, deadline }
     }
 
     /// Resolves when the stream has to end although the client would go on.

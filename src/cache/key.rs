@@ -16,7 +16,6 @@ use crate::{
     envelope::Context,
     error::{Error, Reason},
     kek::Algorithm,
-    op::CIPHERTEXT_MAX_BYTES,
     secret::Secret,
 };
 
@@ -25,6 +24,9 @@ const SECRET_LEN: usize = 32;
 /// Everything before the ciphertext has a fixed length, so that no two inputs run into
 /// the same bytes: secret, grant, algorithm, whether there is a context, its hash.
 const HEAD_LEN: usize = SECRET_LEN + 8 + 1 + 1 + 32;
+
+/// Longest ciphertext that is hashed on the stack: RSA-4096.
+const USUAL_BYTES: usize = 512;
 
 /// What a cached DEK is found by. Equal keys have equal answers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,7 +86,7 @@ impl Keyer {
         ciphertext: &[u8],
     ) -> CacheKey {
         // One hash of one buffer: a hash that is fed in pieces allocates its state.
-        let mut short = [0; HEAD_LEN + CIPHERTEXT_MAX_BYTES];
+        let mut short = [0; HEAD_LEN + USUAL_BYTES];
         let mut long = Vec::new();
         let len = HEAD_LEN + ciphertext.len();
         let input = match short.get_mut(..len) {

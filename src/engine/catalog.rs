@@ -156,18 +156,19 @@ impl Kek {
     }
 
     /// The version that wraps now.
-    pub(super) fn current(&self, now: SystemTime) -> Result<Held, Error> {
+    pub(super) fn current(&self) -> Result<Held, Error> {
         let known = self.known();
         if let Some(trouble) = &known.trouble {
             return Err(trouble.clone());
         }
-        let usable = current(known.versions.iter().map(|leased| &leased.version), now)?;
+        let versions = known.versions.iter().map(|leased| &leased.version);
+        let usable = current(versions, SystemTime::now())?;
         let leased = known.versions.get(&usable.info().id);
-        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()))
+        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()), Instant::now())
     }
 
     /// The version of that name, for unwrapping.
-    pub(super) fn version(&self, id: &VersionId, now: SystemTime) -> Result<Held, Error> {
+    pub(super) fn version(&self, id: &VersionId, now: Instant) -> Result<Held, Error> {
         let known = self.known();
         if let Some(trouble) = &known.trouble {
             return Err(trouble.clone());
@@ -179,13 +180,19 @@ impl Kek {
             )
             .with_fix("`keyward kek show` lists its versions; the backend may have lost this one")
         })?;
-        self.hold(leased.version.usable(Purpose::Unwrap, now)?, leased.lease.as_ref())
+        let usable = leased.version.usable(Purpose::Unwrap, SystemTime::now())?;
+        self.hold(usable, leased.lease.as_ref(), now)
     }
 
-    fn hold(&self, version: UsableVersion, lease: Option<&Arc<Lease>>) -> Result<Held, Error> {
+    fn hold(
+        &self,
+        version: UsableVersion,
+        lease: Option<&Arc<Lease>>,
+        now: Instant,
+    ) -> Result<Held, Error> {
         let unproven = || self.unproven(&version.info().id);
         let lease = lease.ok_or_else(unproven)?;
-        match lease.standing(Instant::now()) {
+        match lease.standing(now) {
             Standing::Live => Ok(Held { version, lease: Arc::clone(lease), outage: false }),
             Standing::Outage => Ok(Held { version, lease: Arc::clone(lease), outage: true }),
             Standing::Lapsed { outage: true } => Err(self.unreachable()),
@@ -195,7 +202,9 @@ impl Kek {
 
     /// The second check: whether what was held when the call began may be acted on still.
     pub(super) fn confirm(&self, held: &Held) -> Result<(), Error> {
-        match held.lease.standing(Instant::now()) {
+        // Not the clock of the first check: the caller may have waited since.
+        let now = Instant::now();
+        match held.lease.standing(now) {
             Standing::Live | Standing::Outage => Ok(()),
             Standing::Lapsed { outage: true } => Err(self.unreachable()),
             Standing::Lapsed { outage: false } => Err(self.unproven(&held.version.info().id)),
@@ -203,7 +212,7 @@ impl Kek {
             // its right back, but this call is from before.
             Standing::Ended => {
                 let id = &held.version.info().id;
-                Err(self.version(id, SystemTime::now()).err().unwrap_or_else(|| self.unproven(id)))
+                Err(self.version(id, now).err().unwrap_or_else(|| self.unproven(id)))
             }
         }
     }

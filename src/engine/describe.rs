@@ -62,7 +62,7 @@ impl Engine {
                 backend: backend.name().to_owned(),
                 backend_kind: backend.kind(),
                 algorithm: *algorithm,
-                current: kek.current(now).ok().map(|held| held.version.info().id.clone()),
+                current: kek.current().ok().map(|held| held.version.info().id.clone()),
                 versions: versions.collect(),
             }
         });

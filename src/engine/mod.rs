@@ -18,7 +18,7 @@ mod wrap;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 pub use catalog::KekSpec;
@@ -84,7 +84,7 @@ impl Engine {
     pub async fn verify(&self, name: &KekName, deadline: Instant) -> Result<(), Error> {
         let kek = self.kek(name)?;
         kek.verify(&self.custody, deadline).await?;
-        kek.current(SystemTime::now()).map(|_| ())
+        kek.current().map(|_| ())
     }
 
     fn kek(&self, name: &KekName) -> Result<&Arc<Kek>, Error> {

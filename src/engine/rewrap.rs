@@ -1,6 +1,6 @@
 //! Wrap a DEK anew under the current version. The plaintext stays in here.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::{
     Engine, Running,
@@ -38,7 +38,7 @@ impl Engine {
             permit.check_context(context.is_bound())?;
             let kek = permitted(self, &permit, &wrapped)?;
             check_kind(kek, &wrapped)?;
-            let current = kek.current(SystemTime::now())?.version;
+            let current = kek.current()?.version;
             // A DEK without a fingerprint gets one, so that the next reader can check.
             if wrapped.version == current.info().id
                 && wrapped.algorithm == kek.spec.algorithm

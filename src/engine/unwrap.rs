@@ -4,10 +4,7 @@
 //! is called, when what it answered is cached, and before a DEK is released. Equal misses
 //! share one flight to the backend, which goes on for as long as anybody waits for it.
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::{sync::Arc, time::Instant};
 
 use tokio::{sync::Notify, time::timeout_at};
 
@@ -96,14 +93,14 @@ struct Ask<'a> {
 impl Ask<'_> {
     async fn answer(&self, kek: &Arc<Kek>, custody: &Arc<Custody>) -> Result<Unwrapped, Error> {
         let Self { wrapped, context, .. } = *self;
-        let held = hold(kek, wrapped)?;
+        let now = Instant::now();
+        let held = hold(kek, wrapped, now)?;
         let key = custody.cache.key(
             Grant(held.lease.id()),
             wrapped.algorithm,
             context,
             &wrapped.ciphertext,
         );
-        let now = Instant::now();
         let (dek, source) = match custody.cache.get(&key, now) {
             Lookup::Hit { dek, refresh } => {
                 kek.metrics.answered(Answered::Hit);
@@ -219,7 +216,7 @@ impl Fetch {
             },
         };
         // It may have waited for long.
-        let held = hold(kek, wrapped)?;
+        let held = hold(kek, wrapped, Instant::now())?;
         if held.lease.id() != self.lease {
             return Err(Error::new(Reason::KekUnproven, "the KEK was proven anew meanwhile"));
         }
@@ -261,7 +258,7 @@ pub(super) async fn unwrap_once(
     deadline: Instant,
 ) -> Result<Dek, Error> {
     let place = kek.lanes.enter(Lane::Back, deadline).await?;
-    let held = hold(kek, wrapped)?;
+    let held = hold(kek, wrapped, Instant::now())?;
     if held.outage {
         return Err(kek.unreachable());
     }
@@ -275,9 +272,9 @@ pub(super) async fn unwrap_once(
 }
 
 /// The version that `wrapped` names, if it may be used now and is the key that wrapped it.
-fn hold(kek: &Kek, wrapped: &WrappedDek) -> Result<Held, Error> {
+fn hold(kek: &Kek, wrapped: &WrappedDek, now: Instant) -> Result<Held, Error> {
     check_kind(kek, wrapped)?;
-    let held = kek.version(&wrapped.version, SystemTime::now())?;
+    let held = kek.version(&wrapped.version, now)?;
     if wrapped.fingerprint.is_none_or(|expected| expected == held.version.info().fingerprint) {
         return Ok(held);
     }

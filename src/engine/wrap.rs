@@ -1,6 +1,6 @@
 //! Wrap a DEK that the caller has.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::{Engine, Running, catalog::Kek};
 use crate::{
@@ -42,7 +42,7 @@ pub(super) async fn wrap_current(
     deadline: Instant,
 ) -> Result<WrappedDek, Error> {
     let algorithm = kek.spec.algorithm;
-    let held = kek.current(SystemTime::now())?;
+    let held = kek.current()?;
     let payload = envelope::seal(dek, context);
     algorithm.check_payload_len(payload.len())?;
     let wrapped = kek.spec.backend.wrap(&held.version, algorithm, &payload, deadline).await;

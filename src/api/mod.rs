@@ -5,8 +5,8 @@
 //! stranger learns nothing but the refusal.
 //!
 //! It knows no listener, no TLS and no backend. Whoever serves it puts a [`Peer`] into
-//! the extensions of every request; without one a request is refused. What reaches the engine is recorded by the engine, what is refused
-//! before is recorded here.
+//! the extensions of every request; without one a request is refused. What reaches the
+//! engine is recorded by the engine, what is refused before is recorded here.
 
 mod admin;
 mod deadline;

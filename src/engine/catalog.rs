@@ -322,16 +322,18 @@ impl Kek {
     }
 
     /// Takes the KEK away until [`Self::restore`]. When it returns, nothing of it is
-    /// cached, and no call that has not been answered will be.
-    pub(super) fn revoke(&self, custody: &Arc<Custody>) -> usize {
+    /// cached, and no call that has not been answered will be. The connections that carried
+    /// its DEKs are the caller's to close. Returns how many DEKs were wiped.
+    pub(super) fn revoke(&self, custody: &Custody) -> usize {
         let mut revocation = self.revocation();
         revocation.revoked = true;
         revocation.changes += 1;
-        self.replace(Known::trouble(revoked_error(&self.spec.name)), Purge::Revoked, custody)
+        let known = Known::trouble(revoked_error(&self.spec.name));
+        self.replace(known, Purge::Revoked, custody).unwrap_or_default()
     }
 
     /// Gives a revoked KEK back: it has to prove itself like a new one.
-    pub(super) fn restore(&self, custody: &Arc<Custody>) {
+    pub(super) fn restore(&self, custody: &Custody) {
         let mut revocation = self.revocation();
         if revocation.revoked {
             revocation.revoked = false;
@@ -373,31 +375,33 @@ impl Kek {
     /// KEK is revoked, or was meanwhile.
     fn learn(&self, known: Known, asked_under: u64, custody: &Arc<Custody>) {
         let revocation = self.revocation();
-        if !revocation.revoked && revocation.changes == asked_under {
-            self.replace(known, Purge::Denied, custody);
+        if !revocation.revoked
+            && revocation.changes == asked_under
+            && self.replace(known, Purge::Denied, custody).is_some()
+        {
+            custody.let_carriers_go(&self.spec.name);
         }
     }
 
     /// Swaps `known` in and ends the leases that it does not go on with. Returns how many
-    /// DEKs were wiped.
-    fn replace(&self, known: Known, cause: Purge, custody: &Arc<Custody>) -> usize {
+    /// DEKs were wiped for that; `None` if no lease ended.
+    fn replace(&self, known: Known, cause: Purge, custody: &Custody) -> Option<usize> {
         let known = Arc::new(known);
         let before = self.known.swap(Arc::clone(&known));
         let goes_on = |lease: &Arc<Lease>| known.leases().any(|kept| kept.id() == lease.id());
         let ended: Vec<_> = before.leases().filter(|lease| !goes_on(lease)).collect();
         if ended.is_empty() {
-            return 0;
+            return None;
         }
         let wiped = custody.end(ended.into_iter());
         self.metrics.purged(cause);
         warn!(kek = %self.spec.name, wiped, "a version lost its right to be used: its DEKs are wiped");
-        custody.let_carriers_go(&self.spec.name);
-        wiped
+        Some(wiped)
     }
 }
 
 /// The lease of a version that has just proven itself.
-fn renewed(earlier: Option<&Leased>, asked: Instant, custody: &Arc<Custody>) -> Arc<Lease> {
+fn renewed(earlier: Option<&Leased>, asked: Instant, custody: &Custody) -> Arc<Lease> {
     let earlier = earlier.and_then(|leased| leased.lease.as_ref());
     match earlier.filter(|lease| lease.renew(asked, custody.terms)) {
         Some(lease) => Arc::clone(lease),
@@ -406,7 +410,7 @@ fn renewed(earlier: Option<&Leased>, asked: Instant, custody: &Arc<Custody>) -> 
 }
 
 /// What remains of a version that could not be asked: what it had.
-fn out_of_reach(earlier: Option<&Leased>, custody: &Arc<Custody>) -> (Proof, Option<Arc<Lease>>) {
+fn out_of_reach(earlier: Option<&Leased>, custody: &Custody) -> (Proof, Option<Arc<Lease>>) {
     let Some(Leased { version, lease }) = earlier else { return (Proof::Unproven, None) };
     if let Some(lease) = lease {
         lease.note_outage(custody.terms);

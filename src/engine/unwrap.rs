@@ -18,7 +18,7 @@ use crate::{
     cache::{CacheKey, Grant, Joined, Lookup, Role},
     envelope::{self, Context, Dek, WrappedDek},
     error::{Error, Reason},
-    lanes::Lane,
+    lanes::{Lane, Place},
     observe::Answered,
     op::Op,
     secret::Secret,
@@ -220,14 +220,7 @@ impl Fetch {
         if held.lease.id() != self.lease {
             return Err(Error::new(Reason::KekUnproven, "the KEK was proven anew meanwhile"));
         }
-        if held.outage {
-            return Err(kek.unreachable());
-        }
-        let backend = &kek.spec.backend;
-        let payload =
-            backend.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext, *deadline).await;
-        drop(place);
-        let dek = kek.notice(payload).and_then(|payload| envelope::open(payload, &self.context));
+        let dek = ask(kek, &held, place, wrapped, &self.context, *deadline).await;
         self.remember(&held, &dek);
         dek
     }
@@ -259,6 +252,20 @@ pub(super) async fn unwrap_once(
 ) -> Result<Dek, Error> {
     let place = kek.lanes.enter(Lane::Back, deadline).await?;
     let held = hold(kek, wrapped, Instant::now())?;
+    let dek = ask(kek, &held, place, wrapped, context, deadline).await?;
+    kek.confirm(&held)?;
+    Ok(dek)
+}
+
+/// Has the backend unwrap, unless it is out of reach, and gives the place up.
+async fn ask(
+    kek: &Kek,
+    held: &Held,
+    place: Place,
+    wrapped: &WrappedDek,
+    context: &Context,
+    deadline: Instant,
+) -> Result<Dek, Error> {
     if held.outage {
         return Err(kek.unreachable());
     }
@@ -266,9 +273,7 @@ pub(super) async fn unwrap_once(
     let payload =
         backend.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext, deadline).await;
     drop(place);
-    let dek = envelope::open(kek.notice(payload)?, context)?;
-    kek.confirm(&held)?;
-    Ok(dek)
+    envelope::open(kek.notice(payload)?, context)
 }
 
 /// The version that `wrapped` names, if it may be used now and is the key that wrapped it.

@@ -21,9 +21,12 @@ use crate::{
 
 const SECRET_LEN: usize = 32;
 
-/// Everything before the ciphertext has a fixed length, so that no two inputs run into
-/// the same bytes: secret, grant, algorithm, whether there is a context, its hash.
-const HEAD_LEN: usize = SECRET_LEN + 8 + 1 + 1 + 32;
+/// Secret, grant, algorithm, whether there is a context. What follows, the context's hash
+/// if there is one and the ciphertext, has one reading only, because these have a fixed
+/// length and the last of them says what comes next.
+const HEAD_LEN: usize = SECRET_LEN + 8 + 1 + 1;
+
+const CONTEXT_LEN: usize = 32;
 
 /// Longest ciphertext that is hashed on the stack: RSA-4096.
 const USUAL_BYTES: usize = 512;
@@ -86,9 +89,13 @@ impl Keyer {
         ciphertext: &[u8],
     ) -> CacheKey {
         // One hash of one buffer: a hash that is fed in pieces allocates its state.
-        let mut short = [0; HEAD_LEN + USUAL_BYTES];
+        let mut short = [0; HEAD_LEN + CONTEXT_LEN + USUAL_BYTES];
         let mut long = Vec::new();
-        let len = HEAD_LEN + ciphertext.len();
+        let context: &[u8] = match context {
+            Context::None => &[],
+            Context::Bound(hash) => hash,
+        };
+        let (bound, len) = (HEAD_LEN + context.len(), HEAD_LEN + context.len() + ciphertext.len());
         let input = match short.get_mut(..len) {
             Some(short) => short,
             None => {
@@ -99,11 +106,9 @@ impl Keyer {
         input[..SECRET_LEN].copy_from_slice(self.0.expose());
         input[32..40].copy_from_slice(&grant.0.to_le_bytes());
         input[40] = algorithm as u8;
-        if let Context::Bound(hash) = context {
-            input[41] = 1;
-            input[42..HEAD_LEN].copy_from_slice(hash);
-        }
-        input[HEAD_LEN..].copy_from_slice(ciphertext);
+        input[41] = u8::from(!context.is_empty());
+        input[HEAD_LEN..bound].copy_from_slice(context);
+        input[bound..].copy_from_slice(ciphertext);
         let hash = digest::digest(&digest::SHA256, input);
         input[..SECRET_LEN].zeroize();
         CacheKey(hash.as_ref().try_into().expect("SHA-256 gives 32 bytes"))

@@ -24,8 +24,11 @@ const USES_TO_STAY: u8 = 2;
 
 /// The queues of one shard.
 pub(super) struct Policy {
+    /// By slot. All that a lookup touches, and small enough to stay in the processor's
+    /// cache.
+    standings: Vec<Standing>,
     /// By slot.
-    nodes: Vec<Node>,
+    links: Vec<Links>,
     small: Queue,
     main: Queue,
     small_max: u32,
@@ -33,11 +36,16 @@ pub(super) struct Policy {
 }
 
 #[derive(Clone, Copy)]
-struct Node {
-    newer: u32,
-    older: u32,
+struct Standing {
     place: Place,
     uses: u8,
+}
+
+/// A slot's neighbours in its queue.
+#[derive(Clone, Copy)]
+struct Links {
+    newer: u32,
+    older: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +66,8 @@ impl Policy {
     pub(super) fn new(slots: u32) -> Self {
         let empty = || Queue { newest: NONE, oldest: NONE, len: 0 };
         Self {
-            nodes: Vec::new(),
+            standings: Vec::new(),
+            links: Vec::new(),
             small: empty(),
             main: empty(),
             small_max: (slots / 10).max(1),
@@ -69,19 +78,23 @@ impl Policy {
     /// Takes in a slot that is in no queue. `print` is the hash by which its entry would
     /// be remembered.
     pub(super) fn admit(&mut self, slot: u32, print: u32) {
-        if slot as usize >= self.nodes.len() {
-            let nowhere = Node { newer: NONE, older: NONE, place: Place::Nowhere, uses: 0 };
-            self.nodes.resize(slot as usize + 1, nowhere);
+        let slots = slot as usize + 1;
+        if slots > self.links.len() {
+            self.standings.resize(slots, Standing { place: Place::Nowhere, uses: 0 });
+            self.links.resize(slots, Links { newer: NONE, older: NONE });
         }
-        debug_assert!(self.nodes[slot as usize].place == Place::Nowhere, "{slot} is in a queue");
+        debug_assert!(
+            self.standings[slot as usize].place == Place::Nowhere,
+            "{slot} is in a queue"
+        );
         let place = if self.ghosts.take(print) { Place::Main } else { Place::Small };
         self.push(slot, place);
     }
 
     /// Counts a use.
     pub(super) fn touch(&mut self, slot: u32) {
-        let node = &mut self.nodes[slot as usize];
-        node.uses = (node.uses + 1).min(USES_MAX);
+        let standing = &mut self.standings[slot as usize];
+        standing.uses = (standing.uses + 1).min(USES_MAX);
     }
 
     /// Lets go of a slot whose entry is gone for another reason than room.
@@ -102,13 +115,13 @@ impl Policy {
             if slot == NONE {
                 return None;
             }
-            let Node { place, uses, .. } = self.nodes[slot as usize];
+            let Standing { place, uses } = self.standings[slot as usize];
             self.unlink(slot);
             match (place, uses) {
                 (Place::Small, USES_TO_STAY..) => self.push(slot, Place::Main),
                 (Place::Main, 1..) => {
                     self.push(slot, Place::Main);
-                    self.nodes[slot as usize].uses = uses - 1;
+                    self.standings[slot as usize].uses = uses - 1;
                 }
                 (Place::Small, _) => {
                     self.ghosts.remember(print_of(slot));
@@ -131,13 +144,15 @@ impl Policy {
         if second == NONE {
             queue.oldest = slot;
         } else {
-            self.nodes[second as usize].newer = slot;
+            self.links[second as usize].newer = slot;
         }
-        self.nodes[slot as usize] = Node { newer: NONE, older: second, place, uses: 0 };
+        self.links[slot as usize] = Links { newer: NONE, older: second };
+        self.standings[slot as usize] = Standing { place, uses: 0 };
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Node { newer, older, place, .. } = self.nodes[slot as usize];
+        let Links { newer, older } = self.links[slot as usize];
+        let Standing { place, .. } = self.standings[slot as usize];
         debug_assert!(place != Place::Nowhere, "{slot} is in no queue");
         let queue = self.queue(place);
         queue.len -= 1;
@@ -148,12 +163,12 @@ impl Policy {
             queue.oldest = newer;
         }
         if newer != NONE {
-            self.nodes[newer as usize].older = older;
+            self.links[newer as usize].older = older;
         }
         if older != NONE {
-            self.nodes[older as usize].newer = newer;
+            self.links[older as usize].newer = newer;
         }
-        self.nodes[slot as usize].place = Place::Nowhere;
+        self.standings[slot as usize].place = Place::Nowhere;
     }
 }
 
@@ -225,10 +240,10 @@ mod tests {
     fn slots(policy: &Policy, queue: &Queue, place: Place) -> Vec<u32> {
         let (mut found, mut at, mut newer) = (Vec::new(), queue.newest, NONE);
         while at != NONE {
-            let node = &policy.nodes[at as usize];
-            assert!(node.newer == newer && node.place == place);
+            let links = &policy.links[at as usize];
+            assert!(links.newer == newer && policy.standings[at as usize].place == place);
             found.push(at);
-            (newer, at) = (at, node.older);
+            (newer, at) = (at, links.older);
         }
         assert_eq!((queue.oldest, queue.len), (newer, found.len() as u32));
         found.reverse();

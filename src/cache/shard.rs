@@ -52,6 +52,8 @@ pub(super) struct Shard {
     counts: CacheStats,
 }
 
+/// One line of the processor's cache: what a lookup reads of it comes at once.
+#[repr(align(64))]
 struct Entry {
     key: CacheKey,
     grant: Grant,

@@ -83,8 +83,9 @@ pub fn overwrite_what_c_frees() -> bool {
 }
 
 /// Keeps the kernel from giving the allocator 2 MiB where it touches 4 KiB: an idle
-/// sidecar then takes 16 MB instead of 27. Best
-/// effort; memory that is there already stays as it is.
+/// sidecar then takes 16 MB instead of 27. mimalloc asks for them on its own, before `main`,
+/// unless it is built with `no_thp`, as ours is; this is for a kernel that gives them
+/// unasked. Best effort; memory that is there already stays as it is.
 pub fn use_small_pages() {
     #[cfg(target_os = "linux")]
     // SAFETY: the call takes numbers, and sets a flag of this process.

@@ -131,8 +131,9 @@ impl Api {
         let name = KekName::parse(kek);
         let admitted = name.as_ref().ok_or_else(decode::not_a_kek_name).and_then(|name| {
             let permit = self.policy.load().permit(call.peer.who(), call.op, name)?;
-            // Before anything of the KEK is looked at, so that no DEK goes unnoticed.
-            if call.op.carries_dek() {
+            // Before anything of the KEK is looked at, so that no DEK goes unnoticed. Only
+            // names that exist: patterns of the policy match any number of others.
+            if call.op.carries_dek() && self.engine.has(name) {
                 call.peer.carries(name);
             }
             Ok((permit, decode(name)?))

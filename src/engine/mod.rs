@@ -79,6 +79,11 @@ impl Engine {
         self.catalog.names()
     }
 
+    /// Whether there is a KEK of this name.
+    pub fn has(&self, name: &KekName) -> bool {
+        self.catalog.get(name).is_some()
+    }
+
     /// Reads the versions of one KEK from its backend and proves each. `Err` says why
     /// the KEK cannot wrap now.
     pub async fn verify(&self, name: &KekName, deadline: Instant) -> Result<(), Error> {

@@ -11,6 +11,7 @@ use crate::{
     auth::Permit,
     envelope::{Context, WrappedDek},
     error::Error,
+    lanes::Lane,
     op::Op,
 };
 
@@ -47,7 +48,7 @@ impl Engine {
                 return Ok(Rewrapped { wrapped, changed: false });
             }
             let dek = unwrap_once(kek, &wrapped, context, deadline).await?;
-            let wrapped = wrap_current(kek, &dek, context, deadline).await?;
+            let wrapped = wrap_current(kek, &dek, context, Lane::Back, deadline).await?;
             Ok(Rewrapped { wrapped, changed: true })
         }
         .await;

@@ -7,6 +7,8 @@ use crate::{
     auth::Permit,
     envelope::{self, Context, Dek, WrappedDek},
     error::Error,
+    kek::Family,
+    lanes::Lane,
     op::Op,
 };
 
@@ -22,7 +24,8 @@ impl Engine {
         let mut running = Running::start(self, &permit, Op::Wrap)?;
         let result = async {
             permit.check_context(context.is_bound())?;
-            let wrapped = wrap_current(self.kek(permit.kek())?, dek, context, deadline).await?;
+            let wrapped =
+                wrap_current(self.kek(permit.kek())?, dek, context, Lane::Front, deadline).await?;
             running.version = Some(wrapped.version.clone());
             Ok(wrapped)
         }
@@ -34,17 +37,23 @@ impl Engine {
 /// Wraps under the current version. Also the second half of generate and rewrap.
 ///
 /// An RSA version wraps in an outage too: its public key is known, and its lease says
-/// for how long it may be believed to be allowed.
+/// for how long it may be believed to be allowed. Only other keys need a place with the
+/// backend, in `lane`.
 pub(super) async fn wrap_current(
     kek: &Kek,
     dek: &Dek,
     context: &Context,
+    lane: Lane,
     deadline: Instant,
 ) -> Result<WrappedDek, Error> {
     let algorithm = kek.spec.algorithm;
-    let held = kek.current()?;
     let payload = envelope::seal(dek, context);
     algorithm.check_payload_len(payload.len())?;
+    let _place = match algorithm.family() {
+        Family::Rsa(_) => None,
+        Family::Aes => Some(kek.lanes.enter(lane, deadline).await?),
+    };
+    let held = kek.current()?;
     let wrapped = kek.spec.backend.wrap(&held.version, algorithm, &payload, deadline).await;
     let ciphertext = kek.notice(wrapped)?;
     kek.confirm(&held)?;

@@ -157,6 +157,25 @@ async fn a_single_call_goes_before_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_kind_of_call_leaves_less_of_the_backend_to_others() {
+    let sidecar = Sidecar::start_of(Parts { fake: Fake::of(2), ..Parts::default() }, |_| {}).await;
+    sidecar.fake.hold.send_replace(true);
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let client = sidecar.client();
+            tokio::spawn(async move { client.generate("orders", 32, b"").await.map(drop) })
+        })
+        .collect();
+    eventually("the backend is busy", || sidecar.fake.running() == 2).await;
+    sleep(Duration::from_millis(100)).await;
+    sidecar.fake.hold.send_replace(false);
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(sidecar.fake.peak(), 2, "a queue of ours is in front of the backend's own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_for_what_a_stream_waits_for_takes_it_along() {
     let sidecar = Sidecar::start_of(Parts { fake: Fake::of(1), ..Parts::default() }, |_| {}).await;
     let client = sidecar.client();

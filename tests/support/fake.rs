@@ -23,7 +23,7 @@ use tonic::async_trait;
 
 pub struct Fake {
     versions: Mutex<Vec<u8>>,
-    /// While true, unwraps hang until their deadline.
+    /// While true, unwraps and random bytes hang until their deadline.
     pub hold: watch::Sender<bool>,
     /// While true, proofs hang.
     pub hold_proofs: watch::Sender<bool>,
@@ -31,7 +31,7 @@ pub struct Fake {
     pub failures: Mutex<VecDeque<Error>>,
     /// What proofs fail with, for as long as it is set.
     denial: Mutex<Option<Error>>,
-    /// Unwraps at once.
+    /// Operations at once.
     at_once: usize,
     running: AtomicUsize,
     peak: AtomicUsize,
@@ -59,7 +59,7 @@ impl Fake {
         Arc::new(Self::default())
     }
 
-    /// One that works on no more than `at_once` unwraps.
+    /// One that works on no more than `at_once` operations.
     pub fn of(at_once: usize) -> Arc<Self> {
         Arc::new(Self { at_once, ..Self::default() })
     }
@@ -69,12 +69,12 @@ impl Fake {
         self.versions.lock().unwrap().push(n);
     }
 
-    /// Unwraps in work now.
+    /// Operations in work now.
     pub fn running(&self) -> usize {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// Most unwraps that were in work at once.
+    /// Most operations that were in work at once.
     pub fn peak(&self) -> usize {
         self.peak.load(Ordering::SeqCst)
     }
@@ -87,6 +87,14 @@ impl Fake {
     /// Has proofs fail with `error` from here on, or with nothing.
     pub fn deny(&self, error: Option<Error>) {
         *self.denial.lock().unwrap() = error;
+    }
+
+    async fn wait(&self, deadline: Instant) -> Result<(), Error> {
+        let mut hold = self.hold.subscribe();
+        match timeout_at(deadline.into(), hold.wait_for(|hold| !*hold)).await {
+            Ok(_free) => Ok(()),
+            Err(_) => Err(Error::new(Reason::DeadlineExceeded, "the fake was told to hang")),
+        }
     }
 
     fn check_denial(&self) -> Result<(), Error> {
@@ -107,12 +115,11 @@ impl Fake {
     }
 }
 
-/// Counts an unwrap for as long as it lives.
+/// Counts what is in work for as long as it lives.
 struct Running<'a>(&'a Fake);
 
 impl<'a> Running<'a> {
     fn new(fake: &'a Fake) -> Self {
-        fake.unwraps.fetch_add(1, Ordering::SeqCst);
         let running = fake.running.fetch_add(1, Ordering::SeqCst) + 1;
         fake.peak.fetch_max(running, Ordering::SeqCst);
         Self(fake)
@@ -189,12 +196,9 @@ impl Backend for Fake {
         ciphertext: &[u8],
         deadline: Instant,
     ) -> Result<Secret, Error> {
+        self.unwraps.fetch_add(1, Ordering::SeqCst);
         let _running = Running::new(self);
-        let mut hold = self.hold.subscribe();
-        let free = hold.wait_for(|hold| !*hold);
-        if timeout_at(deadline.into(), free).await.is_err() {
-            return Err(Error::new(Reason::DeadlineExceeded, "the fake was told to hang"));
-        }
+        self.wait(deadline).await?;
         if let Some(error) = self.failures.lock().unwrap().pop_front() {
             return Err(error);
         }
@@ -207,7 +211,9 @@ impl Backend for Fake {
         }
     }
 
-    async fn random(&self, len: usize, _deadline: Instant) -> Result<Option<Secret>, Error> {
+    async fn random(&self, len: usize, deadline: Instant) -> Result<Option<Secret>, Error> {
+        let _running = Running::new(self);
+        self.wait(deadline).await?;
         Ok(Some(Secret::zeroed(len)))
     }
 

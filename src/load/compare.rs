@@ -1,22 +1,28 @@
 //! A run against an earlier one, both as JSON. Pure.
 //!
-//! Invariant: runs that were asked for different things are refused, not compared.
+//! Invariants: runs that were asked for different things are refused, not compared; so are
+//! runs without a figure that is judged, because what is missing cannot be worse.
 
 use serde_json::Value;
 
 use super::report::SCHEMA;
 
-/// What must be alike in both, for figures to mean the same.
-const ALIKE: [&str; 9] = [
+/// What must be alike in both, for figures to mean the same. Not the name of the KEK: it
+/// says nothing about the key.
+const ALIKE: [&str; 13] = [
     "/scenario",
     "/optimised",
     "/subject/kind",
     "/subject/over",
+    "/subject/algorithm",
     "/settings/loop",
     "/settings/rate_per_second",
     "/settings/callers",
     "/settings/streams",
+    "/settings/deks",
     "/settings/skew",
+    "/settings/warm_up_seconds",
+    "/settings/seconds",
 ];
 
 /// What is compared: name, place, and whether more is better.
@@ -53,7 +59,7 @@ pub struct Change {
 /// Two runs side by side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    /// The figures that both have.
+    /// The figures that both have: those that are judged, and others.
     pub changes: Vec<Change>,
     /// The share of operations that failed, in percent, before and now.
     pub failed: (f64, f64),
@@ -89,18 +95,26 @@ pub fn compare(before: &Value, now: &Value) -> Result<Comparison, String> {
             return Err(format!("{name} was {}, and is {} now", text(was), text(is)));
         }
     }
-    let changes = COMPARED
-        .into_iter()
-        .filter_map(|(name, place, more_is_better)| {
-            let number = |run: &Value| run.pointer(place).and_then(Value::as_f64);
-            let (before, now) = (number(before)?, number(now)?);
-            let grown = (now / before - 1.0) * 100.0;
-            let worse_by = if more_is_better { -grown } else { grown };
-            let judged = JUDGED.contains(&name);
-            worse_by.is_finite().then_some(Change { name, before, now, worse_by, judged })
-        })
-        .collect();
+    let mut changes = Vec::new();
+    for (name, place, more_is_better) in COMPARED {
+        let judged = JUDGED.contains(&name);
+        let (was, is) = match (figure(before, place), figure(now, place)) {
+            (Some(was), Some(is)) => (was, is),
+            (None, _) if judged => return Err(format!("it has no {name}")),
+            (_, None) if judged => return Err(format!("this run has no {name}")),
+            // Floors and far percentiles may be left out.
+            _ => continue,
+        };
+        let grown = (is / was - 1.0) * 100.0;
+        let worse_by = if more_is_better { -grown } else { grown };
+        changes.push(Change { name, before: was, now: is, worse_by, judged });
+    }
     Ok(Comparison { changes, failed: (failed(before), failed(now)) })
+}
+
+/// A figure that can be compared: a positive number.
+fn figure(run: &Value, place: &str) -> Option<f64> {
+    run.pointer(place)?.as_f64().filter(|figure| figure.is_finite() && *figure > 0.0)
 }
 
 /// The share of operations that failed, in percent.
@@ -159,6 +173,10 @@ mod tests {
             ("/scenario", json!("cold")),
             ("/settings/callers", json!(9)),
             ("/settings/rate_per_second", json!(1.0)),
+            ("/subject/algorithm", json!("A256KW")),
+            ("/settings/deks", json!(7)),
+            ("/settings/warm_up_seconds", json!(0.25)),
+            ("/settings/seconds", json!(77.0)),
         ] {
             let mut other = run.clone();
             *other.pointer_mut(place).expect("a place") = value;
@@ -166,5 +184,23 @@ mod tests {
         }
         assert!(compare(&json!([1]), &run).is_err());
         assert!(compare(&json!(null), &run).is_err());
+    }
+
+    #[test]
+    fn runs_without_a_judged_figure_are_not_compared() {
+        let run = report(200).to_json();
+        for place in ["/throughput_per_second", "/latency_us/p50", "/latency_us/p99", "/latency_us"]
+        {
+            for value in [json!(null), json!(0.0), json!(-1.0), json!("1"), json!({})] {
+                let mut other = run.clone();
+                *other.pointer_mut(place).expect("a place") = value.clone();
+                assert!(compare(&other, &run).is_err(), "before: {place} {value}");
+                assert!(compare(&run, &other).is_err(), "now: {place} {value}");
+            }
+        }
+        let mut bare = run.clone();
+        bare["ratios"] = json!({});
+        bare["latency_us"]["p90"] = json!(null);
+        assert!(compare(&bare, &run).is_ok(), "others may be missing");
     }
 }

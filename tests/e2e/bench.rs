@@ -129,3 +129,19 @@ fn what_cannot_be_measured_is_a_failure_with_a_reason() {
     let args = ["bench", "hot", "--kek", KEK, "--html", &missing];
     assert_eq!(served.call(&args, b"").status.code(), Some(1), "before any work is done");
 }
+
+#[test]
+fn a_page_does_not_replace_the_baseline() {
+    let served = Served::prepare();
+    let (baseline, baseline_path) = path(&served, "baseline.json");
+    fs::write(&baseline, "{}").expect("a file");
+    let (link, link_path) = path(&served, "link.json");
+    std::os::unix::fs::symlink(&baseline, link).expect("a link");
+    for page in [&baseline_path, &link_path] {
+        let args = ["bench", "hot", "--kek", KEK, "--compare", &baseline_path, "--html", page];
+        let refused = served.call(&args, b"");
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--html would replace"));
+    }
+    assert_eq!(fs::read_to_string(baseline).expect("it is there"), "{}");
+}

@@ -5,7 +5,9 @@ mod plan;
 mod progress;
 mod text;
 
-use std::{path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    fs, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration, time::SystemTime,
+};
 
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
@@ -120,6 +122,7 @@ impl Bench {
         let task = self.load.task(alone)?;
         let html = self.html.as_deref().map(|path| Output::choose(Some(path), What::Text));
         let html = html.transpose()?;
+        self.keep_baseline()?;
         let baseline = self.baseline()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -142,6 +145,19 @@ impl Bench {
             false => print(&text::report(&report, comparison.as_ref()))?,
         }
         self.judge(comparison.as_ref())
+    }
+
+    /// Refuses to have the page replace the baseline, whatever both are called.
+    fn keep_baseline(&self) -> Result<(), Failure> {
+        let (Some(html), Some(compare)) = (&self.html, &self.compare) else { return Ok(()) };
+        let file = |path: &PathBuf| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        match file(html).is_some_and(|page| Some(page) == file(compare)) {
+            true => Err(Failure::usage(
+                "--html would replace the file that --compare names",
+                "name another file with --html",
+            )),
+            false => Ok(()),
+        }
     }
 
     fn baseline(&self) -> Result<Option<(PathBuf, Value)>, Failure> {

@@ -56,6 +56,9 @@ use crate::{
 
 /// Messages that one list of KEKs may take. Each holds a hundred KEKs and more.
 const LIST_PAGES_MAX: usize = 1000;
+/// Longest deadline of a call or a stream. A longer one means this: the clock cannot count
+/// to every one.
+const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A client of one sidecar. Cheap to clone; clones share one connection.
 #[derive(Clone)]
@@ -106,7 +109,7 @@ impl Client {
     }
 
     /// Gives every unary call this long, attempts and pauses together. Without it a
-    /// call takes at most 10 seconds, a rewrap 30.
+    /// call takes at most 10 seconds, a rewrap 30. More than 24 hours are 24 hours.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -255,7 +258,7 @@ impl Client {
         if request().encoded_len() > MESSAGE_MAX_BYTES {
             return Err(Error::message_too_large());
         }
-        let deadline = Instant::now() + self.deadline.unwrap_or(op.spec().deadline);
+        let deadline = deadline(self.deadline.unwrap_or(op.spec().deadline));
         let mut attempt = 1;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -279,6 +282,11 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Client({})", self.target)
     }
+}
+
+/// When what may take so long from now has to be done.
+fn deadline(within: Duration) -> Instant {
+    Instant::now() + within.min(DEADLINE_MAX)
 }
 
 /// A DEK out of an answer.

@@ -26,7 +26,9 @@ use futures_util::{
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-use super::{ATTEMPTS_MAX, Client, Error, Rewrapped, WrappedDek, dek_of, retry, rewrapped};
+use super::{
+    ATTEMPTS_MAX, Client, Error, Rewrapped, WrappedDek, deadline, dek_of, retry, rewrapped,
+};
 use crate::{
     error::Reason,
     secret::Secret,
@@ -58,7 +60,8 @@ pub struct Answer<T> {
 pub type Answers<T> = BoxStream<'static, Result<Answer<T>, Error>>;
 
 impl Client {
-    /// Unwraps `items`. The stream ends when all are answered, and fails after `timeout`.
+    /// Unwraps `items`. The stream ends when all are answered, and fails after `timeout`,
+    /// 24 hours at most.
     pub async fn unwrap_stream(
         &self,
         items: impl Stream<Item = Item> + Send + 'static,
@@ -84,7 +87,7 @@ impl Client {
     }
 
     /// Rewraps `items`, in the background of the sidecar's other work. The stream ends
-    /// when all are answered, and fails after `timeout`.
+    /// when all are answered, and fails after `timeout`, 24 hours at most.
     pub async fn rewrap_stream(
         &self,
         items: impl Stream<Item = Item> + Send + 'static,
@@ -138,7 +141,7 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
         open: Open<A>,
         read: Read<A, T>,
     ) -> Result<Answers<T>, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let outbox = Arc::new(Mutex::new(Outbox::new(items)));
         let answers = opened(&client, &outbox, deadline, open).await?;
         let exchange = Self { client, deadline, outbox, answers, open, read, attempts: 1 };

@@ -184,6 +184,16 @@ async fn a_stream_ends_at_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_beyond_what_a_clock_counts_to_is_a_long_one() {
+    let sidecar = Sidecar::start().await;
+    let client = sidecar.client().with_deadline(Duration::MAX);
+    let wrapped = client.wrap("orders", &dek(), b"").await.unwrap();
+    let answers = client.unwrap_stream(items(vec![wrapped]), Duration::MAX).await.unwrap();
+    let answers: Vec<_> = answers.collect().await;
+    assert!(answers.len() == 1 && answers[0].as_ref().unwrap().outcome.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_too_large_ends_its_stream_with_a_reason() {
     let sidecar = Sidecar::start().await;
     let wrapped = sidecar.client().wrap("orders", &dek(), b"").await.unwrap();

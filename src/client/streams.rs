@@ -3,8 +3,11 @@
 //! no further.
 //!
 //! The sidecar ends every connection after some minutes, and at once when the DEKs that
-//! went over it are to leave no trace. A stream then goes on over another connection
-//! without its caller noticing: what was not answered is sent again.
+//! went over it are to leave no trace; what is still in work a moment later is cut. A stream
+//! then goes on over another connection without its caller noticing: what was not answered
+//! is sent again, which the table of operations says does no harm. It does not go on when
+//! the sidecar stops or cannot be connected to, nor after [`super::ATTEMPTS_MAX`]
+//! connections in a row that brought no answer.
 //!
 //! Invariant: an item is answered at most once. What is sent again are the items that
 //! were not answered, which is what an [`Outbox`] keeps.
@@ -26,11 +29,10 @@ use futures_util::{
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-use super::{
-    ATTEMPTS_MAX, Client, Error, Rewrapped, WrappedDek, deadline, dek_of, retry, rewrapped,
-};
+use super::{Client, Error, Rewrapped, WrappedDek, deadline, dek_of, retry, rewrapped};
 use crate::{
     error::Reason,
+    op::Op,
     secret::Secret,
     wire::{self, key_wrap_client::KeyWrapClient, rewrap_stream_response, unwrap_stream_response},
 };
@@ -83,7 +85,7 @@ impl Client {
             };
             Answer { id: answer.id, outcome }
         };
-        Exchange::open(self.clone(), items.boxed(), timeout, open, read).await
+        Exchange::open(self.clone(), Op::Unwrap, items.boxed(), timeout, open, read).await
     }
 
     /// Rewraps `items`, in the background of the sidecar's other work. The stream ends
@@ -107,7 +109,7 @@ impl Client {
             };
             Answer { id: answer.id, outcome }
         };
-        Exchange::open(self.clone(), items.boxed(), timeout, open, read).await
+        Exchange::open(self.clone(), Op::Rewrap, items.boxed(), timeout, open, read).await
     }
 }
 
@@ -123,28 +125,24 @@ type Read<A, T> = fn(A) -> Answer<T>;
 
 /// One stream as its caller sees it, over as many connections as it takes.
 struct Exchange<A, T> {
-    client: Client,
-    deadline: Instant,
-    outbox: Arc<Mutex<Outbox>>,
+    way: Way<A>,
     answers: Streaming<A>,
-    open: Open<A>,
     read: Read<A, T>,
-    /// Times that it was opened since the last answer.
-    attempts: u32,
 }
 
 impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     async fn open(
         client: Client,
+        op: Op,
         items: BoxStream<'static, Item>,
         timeout: Duration,
         open: Open<A>,
         read: Read<A, T>,
     ) -> Result<Answers<T>, Error> {
-        let deadline = deadline(timeout);
         let outbox = Arc::new(Mutex::new(Outbox::new(items)));
-        let answers = opened(&client, &outbox, deadline, open).await?;
-        let exchange = Self { client, deadline, outbox, answers, open, read, attempts: 1 };
+        let mut way = Way { client, op, deadline: deadline(timeout), outbox, open, attempts: 0 };
+        let answers = way.open().await?;
+        let exchange = Self { way, answers, read };
         let next = |exchange: Option<Self>| async move {
             let mut exchange = exchange?;
             match exchange.next().await {
@@ -159,52 +157,67 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     /// The next answer; `None` when all are answered.
     async fn next(&mut self) -> Result<Option<Answer<T>>, Error> {
         loop {
-            let error = match timeout_at(self.deadline, self.answers.message()).await {
+            let error = match timeout_at(self.way.deadline, self.answers.message()).await {
                 Ok(Ok(Some(answer))) => {
                     let Answer { id: number, outcome } = (self.read)(answer);
-                    let id = lock(&self.outbox)
+                    let id = lock(&self.way.outbox)
                         .answered(number)
                         .ok_or_else(|| Error::answer_invalid("an item that was not sent"))?;
-                    self.attempts = 1;
+                    self.way.attempts = 1;
                     return Ok(Some(Answer { id, outcome }));
                 }
                 Ok(Ok(None)) => return Ok(None),
-                Ok(Err(status)) => Error::from_status(&status, &self.client.target),
+                Ok(Err(status)) => Error::from_status(&status, &self.way.client.target),
                 Err(_elapsed) => return Err(Error::deadline_exceeded()),
             };
-            self.go_on(error).await?;
+            self.way.go_on_after(error).await?;
+            self.answers = self.way.open().await?;
         }
-    }
-
-    /// Opens the stream again, if `error` says that only its connection ended.
-    async fn go_on(&mut self, error: Error) -> Result<(), Error> {
-        let ended = error.reason() == Reason::ConnectionEnding.as_str();
-        if !ended || self.attempts >= ATTEMPTS_MAX {
-            return Err(error);
-        }
-        self.attempts += 1;
-        // The old connection takes no new stream; the next one is another.
-        let pause = error.retry_after().unwrap_or_default().mul_f64(1.0 + retry::jitter());
-        sleep(pause.min(self.deadline.saturating_duration_since(Instant::now()))).await;
-        lock(&self.outbox).start_again();
-        self.answers = opened(&self.client, &self.outbox, self.deadline, self.open).await?;
-        Ok(())
     }
 }
 
-async fn opened<A>(
-    client: &Client,
-    outbox: &Arc<Mutex<Outbox>>,
+/// How a stream is opened, and opened again.
+struct Way<A> {
+    client: Client,
+    op: Op,
     deadline: Instant,
+    outbox: Arc<Mutex<Outbox>>,
     open: Open<A>,
-) -> Result<Streaming<A>, Error> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let sending = Sending { run: lock(outbox).run, outbox: Arc::clone(outbox) };
-    let opening = open(client.inner.clone(), sending, left);
-    match timeout_at(deadline, opening).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Error::from_status(&status, &client.target)),
-        Err(_elapsed) => Err(Error::deadline_exceeded()),
+    /// Times that it was opened, or was to be, without an answer; 1 with one.
+    attempts: u32,
+}
+
+impl<A> Way<A> {
+    /// Opens the stream, if it takes more than one attempt too.
+    async fn open(&mut self) -> Result<Streaming<A>, Error> {
+        loop {
+            self.attempts += 1;
+            let sending = Sending { run: lock(&self.outbox).run, outbox: Arc::clone(&self.outbox) };
+            let opening = (self.open)(self.client.inner.clone(), sending, self.left());
+            let error = match timeout_at(self.deadline, opening).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => Error::from_status(&status, &self.client.target),
+                Err(_elapsed) => return Err(Error::deadline_exceeded()),
+            };
+            self.go_on_after(error).await?;
+        }
+    }
+
+    /// Waits until the stream can be opened again. `Err` if `error` says more than that its
+    /// connection ended, or there were attempts enough.
+    async fn go_on_after(&mut self, error: Error) -> Result<(), Error> {
+        let ended = [Reason::ConnectionEnding.as_str(), Error::SIDECAR_UNREACHABLE];
+        let after = error.retry_after().filter(|_| ended.contains(&error.reason()));
+        let pause = retry::pause(self.op, self.attempts, after, self.left(), retry::jitter());
+        let Some(pause) = pause else { return Err(error) };
+        // The old connection takes no new stream; the next one is another.
+        sleep(pause).await;
+        lock(&self.outbox).start_again();
+        Ok(())
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 }
 

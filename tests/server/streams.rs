@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,11 +12,16 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use keyward::{
-    client::{Answer, Client, Item, WrappedDek},
+    client::{ATTEMPTS_MAX, Answer, Client, Item, WrappedDek},
     op::{REWRAP_STREAM_WINDOW, UNWRAP_STREAM_WINDOW},
     wire::{self, key_wrap_client::KeyWrapClient},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt, copy_bidirectional},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tonic::transport::Endpoint;
 
 use super::{
@@ -211,4 +217,88 @@ async fn a_message_that_is_too_large_ends_its_stream_with_a_reason() {
         (end.code(), reason(&end).as_str()),
         (tonic::Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
     );
+}
+
+/// A way to a socket that can be cut: what was connected over it is connected no more.
+struct Cuttable {
+    path: PathBuf,
+    cut: watch::Sender<u32>,
+}
+
+impl Cuttable {
+    fn to(socket: PathBuf) -> Self {
+        let path = socket.with_extension("way");
+        let listener = UnixListener::bind(&path).unwrap();
+        let cut = watch::Sender::new(0);
+        let cuts = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (socket, mut cuts) = (socket.clone(), cuts.subscribe());
+                tokio::spawn(async move {
+                    let mut far = UnixStream::connect(socket).await.unwrap();
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { path, cut }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_when_its_connection_is_cut() {
+    let sidecar = Sidecar::start().await;
+    let way = Cuttable::to(sidecar.socket());
+    let client = Client::new(&keyward::client::Endpoint::unix(&way.path)).unwrap();
+    let wrapped = wrapped_deks(&client, 200).await;
+    for rewrap in [false, true] {
+        let asked = items(wrapped.clone()).then(|item| async move {
+            sleep(Duration::from_millis(2)).await;
+            item
+        });
+        let answers = match rewrap {
+            false => client.unwrap_stream(asked, MINUTE).await.unwrap().map(id_of).boxed(),
+            true => client.rewrap_stream(asked, MINUTE).await.unwrap().map(id_of).boxed(),
+        };
+        let ids = answers.enumerate().map(|(n, id)| {
+            // Three times, each with answers in between.
+            if n % 50 == 25 {
+                way.cut.send_modify(|cut| *cut += 1);
+            }
+            id
+        });
+        let mut ids: Vec<_> = ids.collect().await;
+        ids.sort_unstable();
+        assert_eq!(ids, (0..200).collect::<Vec<_>>(), "each item is answered once");
+    }
+}
+
+fn id_of<T>(answer: Result<Answer<T>, keyward::client::Error>) -> u64 {
+    let Answer { id, outcome } = answer.expect("the stream does not end");
+    assert!(outcome.is_ok());
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_connections_bring_no_answer_is_given_up() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("k.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&accepted);
+    // Takes connections, reads a little, and cuts them.
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            stream.read_exact(&mut [0; 100]).await.unwrap();
+        }
+    });
+    let client = Client::new(&keyward::client::Endpoint::unix(path)).unwrap();
+    let wrapped = WrappedDek { ciphertext: vec![1; 256], ..WrappedDek::default() };
+    let opened = client.unwrap_stream(items(vec![wrapped]), MINUTE).await;
+    let error = opened.err().expect("nobody is there");
+    assert_eq!(error.reason(), keyward::client::Error::SIDECAR_UNREACHABLE);
+    assert_eq!(accepted.load(Ordering::Relaxed), ATTEMPTS_MAX as usize);
 }

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 pub use finish::{finish, unknown_method};
-pub use peer::Peer;
+pub use peer::{Peer, peer};
 
 use crate::{
     auth::{Identity, Permit, Policy},

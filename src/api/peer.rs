@@ -41,13 +41,13 @@ impl Peer {
     }
 
     /// Tells when the connection is about to end, and streams with it.
-    pub(super) fn closing(&self) -> watch::Receiver<Urgency> {
+    pub fn closing(&self) -> watch::Receiver<Urgency> {
         self.carrier.closing()
     }
 }
 
 /// The peer that the server put beside the request.
-pub(super) fn peer(extensions: &Extensions) -> Result<Peer, Error> {
+pub fn peer(extensions: &Extensions) -> Result<Peer, Error> {
     extensions.get::<Peer>().cloned().ok_or_else(|| {
         error!("a request came without an identity: the listener has a defect");
         Error::new(Reason::PermissionDenied, "the caller is not known")

@@ -1,7 +1,8 @@
 //! `grpc.health.v1.Health`: SERVING while the sidecar is ready and does not drain.
 //!
 //! Ours instead of the library's, which starts SERVING, and whose watchers would hold
-//! a drain up to its end: here they are told NOT_SERVING and let go.
+//! a drain up to its end: here they are told NOT_SERVING and let go. So are they when their
+//! connection has to end: a purge waits for it.
 
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use tokio::sync::watch;
@@ -11,7 +12,7 @@ use tonic_health::pb::{
     health_server::HealthServer,
 };
 
-use crate::{api, wire::key_wrap_server::KeyWrapServer};
+use crate::{api, carriers::Urgency, wire::key_wrap_server::KeyWrapServer};
 
 /// The name of our service, as health checks ask for it.
 const SERVICE: &str = <KeyWrapServer<api::Api> as NamedService>::NAME;
@@ -54,6 +55,40 @@ impl Health {
     }
 }
 
+/// Who watches, and over a connection that may have to end.
+struct Watcher {
+    health: Health,
+    closing: watch::Receiver<Urgency>,
+    told: Option<ServingStatus>,
+}
+
+impl Watcher {
+    /// The status, once it is another one than was told; `None` when it is to let go.
+    async fn next(&mut self) -> Option<ServingStatus> {
+        loop {
+            let status = self.health.status();
+            if self.told != Some(status) {
+                self.told = Some(status);
+                return Some(status);
+            }
+            if *self.health.draining.borrow() {
+                return None;
+            }
+            tokio::select! {
+                // A drain ends connections too: it is told first.
+                biased;
+                () = self.health.changed() => {}
+                () = ending(&mut self.closing) => return None,
+            }
+        }
+    }
+}
+
+/// Resolves when the connection has to end, or is gone.
+pub(super) async fn ending(closing: &mut watch::Receiver<Urgency>) {
+    let _gone = closing.wait_for(|urgency| *urgency != Urgency::None).await;
+}
+
 fn is_known(service: &str) -> bool {
     service.is_empty() || service == SERVICE
 }
@@ -80,25 +115,24 @@ impl pb::health_server::Health for Health {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut closing = api::peer(request.extensions())?.closing();
         if !is_known(&request.get_ref().service) {
             // The protocol wants the stream kept open, in case the service appears.
             let unknown = stream::once(async { Ok(answer(ServingStatus::ServiceUnknown)) });
             let mut draining = self.draining.clone();
-            let end = async move { super::drain::wait_for(&mut draining).await };
+            let end = async move {
+                tokio::select! {
+                    () = super::drain::wait_for(&mut draining) => {}
+                    () = ending(&mut closing) => {}
+                }
+            };
             let stream = unknown.chain(stream::pending()).take_until(end);
             return Ok(Response::new(stream.boxed()));
         }
-        let states = stream::unfold((self.clone(), None), |(mut health, told)| async move {
-            loop {
-                let status = health.status();
-                if told != Some(status) {
-                    return Some((Ok(answer(status)), (health, Some(status))));
-                }
-                if *health.draining.borrow() {
-                    return None;
-                }
-                health.changed().await;
-            }
+        let watcher = Watcher { health: self.clone(), closing, told: None };
+        let states = stream::unfold(watcher, |mut watcher| async move {
+            let status = watcher.next().await?;
+            Some((Ok(answer(status)), watcher))
         });
         Ok(Response::new(states.boxed()))
     }
@@ -107,6 +141,7 @@ impl pb::health_server::Health for Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{api::Peer, auth::Identity, carriers::Carrier};
     use pb::health_server::Health as _;
 
     fn health() -> (watch::Sender<bool>, watch::Sender<bool>, Health) {
@@ -117,6 +152,14 @@ mod tests {
 
     fn ask(service: &str) -> Request<HealthCheckRequest> {
         Request::new(HealthCheckRequest { service: service.to_owned() })
+    }
+
+    /// As [`ask`], over the connection of `carrier`.
+    fn ask_over(carrier: &Carrier, service: &str) -> Request<HealthCheckRequest> {
+        let mut request = ask(service);
+        let who = Identity::Unix { uid: 7, gid: 8 };
+        request.extensions_mut().insert(Peer::new(who, carrier.clone()));
+        request
     }
 
     async fn check(health: &Health) -> i32 {
@@ -140,7 +183,8 @@ mod tests {
     #[tokio::test]
     async fn a_watcher_sees_each_change_and_is_let_go() {
         let (ready, draining, health) = health();
-        let mut states = health.watch(ask("")).await.unwrap().into_inner();
+        let carrier = Carrier::new();
+        let mut states = health.watch(ask_over(&carrier, "")).await.unwrap().into_inner();
         assert_eq!(states.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
         ready.send_replace(true);
         assert_eq!(states.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
@@ -152,9 +196,22 @@ mod tests {
     #[tokio::test]
     async fn a_watcher_of_an_unknown_service_does_not_hold_a_drain_up() {
         let (_ready, draining, health) = health();
-        let mut states = health.watch(ask("other")).await.unwrap().into_inner();
+        let carrier = Carrier::new();
+        let mut states = health.watch(ask_over(&carrier, "other")).await.unwrap().into_inner();
         assert_eq!(states.next().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
         draining.send_replace(true);
         assert!(states.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_does_not_hold_its_connection_s_end_up() {
+        let (_ready, _draining, health) = health();
+        for service in ["", "other"] {
+            let carrier = Carrier::new();
+            let mut states = health.watch(ask_over(&carrier, service)).await.unwrap().into_inner();
+            assert!(states.next().await.is_some());
+            carrier.close(Urgency::Wipe);
+            assert!(states.next().await.is_none(), "{service:?}");
+        }
     }
 }

@@ -14,10 +14,15 @@ use keyward::{
     error::Reason,
     kek::KekName,
     op::Op,
-    wire::{PurgeCacheRequest, PurgeCacheResponse, UnwrapRequest, admin_client::AdminClient},
+    wire::{
+        PurgeCacheRequest, PurgeCacheResponse, UnwrapRequest, WrapRequest,
+        admin_client::AdminClient, key_wrap_client::KeyWrapClient,
+    },
 };
 use tokio::{task::JoinSet, time::sleep};
 use tonic::Status;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::{v1, v1alpha};
 
 use super::{
     calls::reason,
@@ -53,6 +58,37 @@ async fn a_purge_wipes_and_closes_who_carried_and_nobody_else() {
 
     let purged = purge(&sidecar, "").await.unwrap();
     assert_eq!(purged, PurgeCacheResponse { deks: 4, connections: 2, left_open: 0 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_health_or_reflects_does_not_hold_a_purge_up() {
+    let sidecar = Sidecar::start().await;
+    let channel = sidecar.channel();
+    let mut raw = KeyWrapClient::new(channel.clone());
+    let request = WrapRequest { kek: "orders".into(), dek: vec![7; 32], context: vec![] };
+    raw.wrap(request).await.unwrap();
+    // Each of them would go on for ever.
+    let ask = HealthCheckRequest::default();
+    let mut watched = HealthClient::new(channel.clone()).watch(ask).await.unwrap().into_inner();
+    assert!(watched.message().await.unwrap().is_some());
+    let mut reflected = v1::server_reflection_client::ServerReflectionClient::new(channel.clone())
+        .server_reflection_info(stream::pending())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut reflected_alpha =
+        v1alpha::server_reflection_client::ServerReflectionClient::new(channel)
+            .server_reflection_info(stream::pending())
+            .await
+            .unwrap()
+            .into_inner();
+    let began = Instant::now();
+    let purged = purge(&sidecar, "orders").await.unwrap();
+    assert_eq!((purged.connections, purged.left_open), (1, 0));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(watched.message().await.unwrap().is_none(), "it ends in order");
+    assert!(reflected.message().await.unwrap().is_none());
+    assert!(reflected_alpha.message().await.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

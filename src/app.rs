@@ -82,7 +82,7 @@ pub fn serve(config: Config) -> Result<(), StartError> {
     if !c_heap_is_overwritten {
         warn!("the C library cannot overwrite what a PKCS#11 module frees");
     }
-    server::raise_nofile_limit();
+    check_nofile(server::raise_nofile_limit(), server::nofile_needed(&config.server));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("keyward")
         .worker_threads(config.threads)
@@ -162,6 +162,15 @@ async fn run(config: Config) -> Result<(), StartError> {
     match fatal {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// Warns if connections could use up the open files. Not a reason to refuse: callers are
+/// served all the same until there are so many.
+fn check_nofile(limit: Option<u64>, needed: u64) {
+    if limit.is_some_and(|limit| limit < needed) {
+        let fix = "raise LimitNOFILE in a systemd unit (ulimit -Hn), or lower limits.connections";
+        warn!(limit, needed, fix, "the limit of open files is too low for all connections");
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 use std::{
     fs::{self, File},
+    io::Read,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread::sleep,
@@ -122,6 +123,30 @@ fn the_sidecar_turns_its_core_dumps_off() {
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
     assert_eq!(process.terminate(), Some(0));
+}
+
+#[test]
+fn a_limit_of_open_files_below_what_connections_may_need_is_told() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+
+    // What it inherits, and cannot raise.
+    let limit = Some(512);
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+    let (mut reader, log) = std::io::pipe().unwrap();
+    let mut process = Process::start(None, log.into());
+    let until = Instant::now() + Duration::from_secs(20);
+    while !process.kek_show() {
+        assert!(Instant::now() < until, "the sidecar does not serve");
+        sleep(Duration::from_millis(50));
+    }
+    assert_eq!(process.terminate(), Some(0));
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    let line = log.lines().find(|line| line.contains("open files")).expect("a warning");
+    // 4096 connections by default, 1024 strangers on the socket, and some.
+    for part in ["WARN", "limit=512", "needed=5248", "LimitNOFILE", "limits.connections"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
 }
 
 #[test]

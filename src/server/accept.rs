@@ -2,6 +2,11 @@
 //!
 //! It ends when the drain starts and never before: an error of `accept` (no file
 //! descriptors left, a client that went away in the queue) is waited out.
+//!
+//! Two bounds: connections whose peer is known, together; and on each listener connections
+//! whose peer is not known yet. Beyond the first a new one is closed. Beyond the second the
+//! one that has kept us waiting longest is, so that silent peers keep nobody out who can say
+//! who he is; a flood of [`STRANGERS_MAX`] new ones in the time of a handshake still does.
 
 use std::{future::Future, io, sync::Arc, time::Duration, time::Instant};
 
@@ -13,15 +18,15 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    connection, drain::Drain, drain::wait_for, ends::Ends, services::Services, settings::Settings,
-    throttle::Throttle,
+    connection, drain::Drain, drain::wait_for, ends::Ends, places::Places, services::Services,
+    settings::Settings, throttle::Throttle,
 };
 use crate::{api::Peer, auth::Identity, carriers::Carriers, observe::Metrics};
 
 /// Connections of one listener at once whose peer is not known yet. They count for
 /// nothing else, so that those who cannot say who they are (silent ones on TCP, which
 /// are given seconds) take no place from those who can, on this listener or another.
-const STRANGERS_MAX: usize = 1024;
+pub(super) const STRANGERS_MAX: usize = 1024;
 
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -59,6 +64,8 @@ pub(super) struct Gate {
     metrics: Arc<Metrics>,
     /// Lines about connections that were closed because of the limit.
     full: Arc<Throttle>,
+    /// Lines about connections that were closed because newer ones wait to be known.
+    crowded: Arc<Throttle>,
     /// Lines about connections that were closed because nobody knows whose they are.
     refused: Arc<Throttle>,
 }
@@ -87,6 +94,7 @@ impl Gate {
             drain,
             metrics,
             full: Arc::default(),
+            crowded: Arc::default(),
             refused: Arc::default(),
         }
     }
@@ -95,7 +103,7 @@ impl Gate {
 /// Accepts and serves until the drain starts. Dropping the listener at the end closes it.
 pub(super) async fn run<L: Listener>(listener: L, gate: Gate) {
     let listener = Arc::new(listener);
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let strangers = Places::new(STRANGERS_MAX);
     let mut draining = gate.drain.draining();
     let mut pause = PAUSE_MIN;
     loop {
@@ -119,16 +127,17 @@ pub(super) async fn run<L: Listener>(listener: L, gate: Gate) {
     }
 }
 
-/// Starts the connection's task, or closes the connection if there are too many.
-fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Semaphore>, gate: &Gate) {
-    let full = |gate: &Gate, limit: usize| {
-        if let Some(skipped) = gate.full.allow(Instant::now()) {
-            warn!(limit, skipped, "too many connections: closing a new one");
-        }
-    };
-    let Ok(stranger) = Arc::clone(strangers).try_acquire_owned() else {
-        return full(gate, STRANGERS_MAX);
-    };
+/// Starts the connection's task.
+fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Places>, gate: &Gate) {
+    let (mut stranger, evicts) = strangers.take();
+    if evicts && let Some(skipped) = gate.crowded.allow(Instant::now()) {
+        warn!(
+            listener = listener.name(),
+            limit = STRANGERS_MAX,
+            skipped,
+            "too many connections of unknown peers: closing the one that has waited longest"
+        );
+    }
     // A weak reference: a connection must not keep a listener open that has ended.
     let listener = Arc::downgrade(listener);
     let mut drain = gate.drain.connection();
@@ -138,6 +147,7 @@ fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Semaphore>
         let name = identifier.name();
         let identified = tokio::select! {
             () = drain.started() => return,
+            () = stranger.lost() => return,
             identified = identifier.identify(raw) => identified,
         };
         drop(identifier);
@@ -145,7 +155,11 @@ fn admit<L: Listener>(listener: &Arc<L>, raw: L::Raw, strangers: &Arc<Semaphore>
         match identified {
             Ok((io, who)) => {
                 let Ok(_place) = Arc::clone(&gate.free).try_acquire_owned() else {
-                    return full(&gate, gate.limit);
+                    if let Some(skipped) = gate.full.allow(Instant::now()) {
+                        let limit = gate.limit;
+                        warn!(limit, skipped, "too many connections: closing a new one");
+                    }
+                    return;
                 };
                 debug!(listener = name, %who, "connected");
                 let registration = gate.carriers.register();

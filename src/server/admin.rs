@@ -34,7 +34,7 @@ use super::{SetupError, tcp, throttle::Throttle};
 use crate::observe::{METRICS_CONTENT_TYPE, Metrics};
 
 /// Connections at once. Beyond it new ones are closed at once.
-const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 64;
 /// How long a peer may take to send its request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may take in all, with a peer that reads slowly.

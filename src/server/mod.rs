@@ -20,6 +20,7 @@ mod drain;
 mod ends;
 mod health;
 mod limits;
+mod places;
 mod services;
 mod settings;
 mod setup_error;
@@ -35,7 +36,7 @@ use arc_swap::ArcSwap;
 use tokio::{sync::watch, task::JoinSet};
 use tracing::info;
 
-pub use limits::raise_nofile_limit;
+pub use limits::{nofile_needed, raise_nofile_limit};
 pub use settings::{Settings, SocketSettings, TcpSettings, TlsFiles};
 pub use setup_error::SetupError;
 pub use tls_dev::{DevTls, make_dev_tls};

@@ -163,3 +163,23 @@ async fn silent_strangers_take_nobody_s_place() {
     timeout(soon, node.list_keks()).await.expect("not kept waiting").unwrap();
     drop(silent);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_silent_strangers_than_places_keep_nobody_out() {
+    // Both ends of each are in this process.
+    assert!(raise_nofile_limit().is_none_or(|limit| limit > 3000));
+    let sidecar = Sidecar::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..1100 {
+        silent.push(tokio::net::TcpStream::connect(sidecar.tcp).await.unwrap());
+    }
+    // All are accepted, in the order in which they came.
+    let oldest = timeout(Duration::from_secs(4), silent[0].read(&mut [0; 1])).await;
+    let files = sidecar.pki.client("node", vec![pki::uri(NODE)]);
+    let node = sidecar.tls_client(files);
+    // Much sooner than the silent ones are given up.
+    timeout(Duration::from_secs(4), node.list_keks()).await.expect("not kept waiting").unwrap();
+    assert!(matches!(oldest, Ok(Ok(0) | Err(_))), "the oldest has lost its place: {oldest:?}");
+    let newest = timeout(Duration::from_millis(100), silent[1099].read(&mut [0; 1])).await;
+    assert!(newest.is_err(), "the newest has not");
+}

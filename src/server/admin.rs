@@ -5,13 +5,16 @@
 //!
 //! Invariants: what a peer can take is bounded: connections, time, bytes, and one
 //! request for each connection. (A scraper comes every few seconds; there is nothing to
-//! gain from keeping its connection.) It shares no bound with callers, so that nobody
-//! here can take a place from one there. It answers until the drain has ended.
+//! gain from keeping its connection.) Silent peers keep nobody out: beyond the limit the
+//! oldest connection is closed. It shares no bound with callers, so that nobody here can
+//! take a place from one there; it shares their threads, so the page of metrics, which takes
+//! milliseconds where there are many KEKs, is made at most once a second. It answers until
+//! the drain has ended.
 
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,17 +26,22 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-use super::{SetupError, tcp, throttle::Throttle};
+use super::{
+    SetupError,
+    places::{Place, Places},
+    tcp,
+    throttle::Throttle,
+};
 use crate::observe::{METRICS_CONTENT_TYPE, Metrics};
 
-/// Connections at once. Beyond it new ones are closed at once.
+/// Connections at once. Beyond it the oldest is closed for a new one.
 pub(super) const CONNECTIONS_MAX: usize = 64;
 /// How long a peer may take to send its request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -43,6 +51,8 @@ const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Headers of a request.
 const HEADERS_MAX: usize = 64;
+/// How old the page of metrics may be.
+const METRICS_FRESH: Duration = Duration::from_secs(1);
 /// After an error of `accept`, such as no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -51,9 +61,11 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// What the pages tell.
 #[derive(Clone, Debug)]
 pub(super) struct Pages {
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) ready: watch::Receiver<bool>,
-    pub(super) draining: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
+    ready: watch::Receiver<bool>,
+    draining: watch::Receiver<bool>,
+    /// The page of metrics that was made last, and when.
+    made: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
 /// A bound listener.
@@ -81,19 +93,20 @@ impl AdminListener {
     /// Serves until it is dropped, which cuts every connection.
     pub(super) async fn run(self, pages: Pages) {
         let (full, broken) = (Throttle::default(), Throttle::default());
+        let places = Places::new(CONNECTIONS_MAX);
         let mut connections = JoinSet::new();
         loop {
             let accepted = self.listener.accept().await;
-            // Those that have ended are counted no more.
+            // What is left of those that have ended.
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok(_closed_at_once) if connections.len() >= CONNECTIONS_MAX => {
-                    if let Some(skipped) = full.allow(Instant::now()) {
-                        warn!(limit = CONNECTIONS_MAX, skipped, "admin: too many connections");
-                    }
-                }
                 Ok((stream, _peer)) => {
-                    connections.spawn(serve(stream, pages.clone()));
+                    let (place, evicts) = places.take();
+                    if evicts && let Some(skipped) = full.allow(Instant::now()) {
+                        let limit = CONNECTIONS_MAX;
+                        warn!(limit, skipped, "admin: too many connections: closing the oldest");
+                    }
+                    connections.spawn(serve_while(place, stream, pages.clone()));
                 }
                 Err(error) => {
                     if let Some(skipped) = broken.allow(Instant::now()) {
@@ -103,6 +116,14 @@ impl AdminListener {
                 }
             }
         }
+    }
+}
+
+/// Answers one request, unless the place goes to another.
+async fn serve_while(mut place: Place, stream: TcpStream, pages: Pages) {
+    tokio::select! {
+        () = place.lost() => {}
+        () = serve(stream, pages) => {}
     }
 }
 
@@ -127,6 +148,14 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin + Send, pages: Pages) {
 }
 
 impl Pages {
+    pub(super) fn new(
+        metrics: Arc<Metrics>,
+        ready: watch::Receiver<bool>,
+        draining: watch::Receiver<bool>,
+    ) -> Self {
+        Self { metrics, ready, draining, made: Arc::default() }
+    }
+
     fn answer(&self, method: &Method, path: &str) -> Response<String> {
         let page: fn(&Self) -> Response<String> = match path {
             "/metrics" => Self::metrics,
@@ -143,7 +172,23 @@ impl Pages {
     }
 
     fn metrics(&self) -> Response<String> {
-        of_type(METRICS_CONTENT_TYPE, StatusCode::OK, self.metrics.render())
+        of_type(METRICS_CONTENT_TYPE, StatusCode::OK, self.page_of_metrics(Instant::now()))
+    }
+
+    /// The page, made anew if the last one is too old by `now`.
+    fn page_of_metrics(&self, now: Instant) -> String {
+        // A panic leaves the last page, which is whole.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some((when, page)) if now.saturating_duration_since(*when) < METRICS_FRESH => {
+                page.clone()
+            }
+            _ => {
+                let page = self.metrics.render();
+                *made = Some((now, page.clone()));
+                page
+            }
+        }
     }
 
     /// As gRPC health: ready, and not draining.
@@ -182,7 +227,7 @@ mod tests {
     fn pages() -> (watch::Sender<bool>, watch::Sender<bool>, Pages) {
         let (ready, draining) = (watch::Sender::new(false), watch::Sender::new(false));
         let metrics = Arc::new(Metrics::new(["orders"], ["hsm"]));
-        let pages = Pages { metrics, ready: ready.subscribe(), draining: draining.subscribe() };
+        let pages = Pages::new(metrics, ready.subscribe(), draining.subscribe());
         (ready, draining, pages)
     }
 
@@ -229,6 +274,22 @@ mod tests {
         assert_eq!(told(), (200, "ready\n".to_owned()));
         draining.send_replace(true);
         assert_eq!(told(), (503, "draining\n".to_owned()));
+    }
+
+    #[test]
+    fn the_page_of_metrics_is_made_at_most_once_a_second() {
+        use crate::observe::Closed;
+
+        let (_ready, _draining, pages) = pages();
+        let start = std::time::Instant::now();
+        let first = pages.page_of_metrics(start);
+        // Something changes that the page tells.
+        pages.metrics.connection_closed(Closed::Age);
+        let clone = pages.clone();
+        assert_eq!(clone.page_of_metrics(start + METRICS_FRESH / 2), first);
+        let second = clone.page_of_metrics(start + METRICS_FRESH);
+        assert_ne!(second, first);
+        assert_eq!(pages.page_of_metrics(start + METRICS_FRESH * 3 / 2), second);
     }
 
     #[tokio::test(start_paused = true)]

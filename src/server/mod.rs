@@ -119,7 +119,7 @@ pub async fn serve(
 
     let mut watched = JoinSet::new();
     if let Some(admin) = admin {
-        watched.spawn(admin.run(Pages { metrics, ready, draining: drain.draining() }));
+        watched.spawn(admin.run(Pages::new(metrics, ready, drain.draining())));
     }
     let mut accepting = JoinSet::new();
     if let Some(tcp) = tcp {

@@ -67,7 +67,7 @@ pub struct Registration {
 /// What came of closing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Closed {
-    /// Carriers that were told to close.
+    /// Carriers that were told to close, that of the caller too.
     pub told: usize,
     /// Those of them that had not left by the end.
     pub left_open: usize,
@@ -85,14 +85,31 @@ impl Carriers {
     /// Tells every carrier of DEKs of `kek` to close, and waits until they have, at most
     /// for `within`.
     pub async fn close(&self, kek: &KekName, within: Duration) -> Closed {
+        self.close_for(&[kek], None, within).await
+    }
+
+    /// As [`Self::close`] for several KEKs, with one wait for all. `own` is the carrier of
+    /// who waits for this, and cannot have left before: it is told last, and not waited for.
+    pub async fn close_for(
+        &self,
+        keks: &[&KekName],
+        own: Option<&Carrier>,
+        within: Duration,
+    ) -> Closed {
         let mut waiting: Vec<u64> = Vec::new();
+        let mut last = None;
         for (id, carrier) in self.open().iter() {
-            if carrier.carries(kek) {
-                carrier.close(Urgency::Wipe);
-                waiting.push(*id);
+            if !keks.iter().any(|kek| carrier.carries(kek)) {
+                continue;
             }
+            if own.is_some_and(|own| Arc::ptr_eq(&own.0, &carrier.0)) {
+                last = own;
+                continue;
+            }
+            carrier.close(Urgency::Wipe);
+            waiting.push(*id);
         }
-        let told = waiting.len();
+        let told = waiting.len() + usize::from(last.is_some());
         let gone = async {
             loop {
                 let mut changed = std::pin::pin!(self.left.notified());
@@ -106,6 +123,9 @@ impl Carriers {
             }
         };
         let _too_slow = timeout(within, gone).await;
+        if let Some(own) = last {
+            own.close(Urgency::Wipe);
+        }
         let open = self.open();
         Closed { told, left_open: waiting.iter().filter(|id| open.contains_key(id)).count() }
     }
@@ -222,6 +242,30 @@ mod tests {
         assert!(!three.is_finished() && !four.is_finished());
         assert_eq!(carriers.close(&kek("a"), LONG).await, Closed::default());
         assert_eq!(carriers.close(&kek("b"), LONG).await.told, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_caller_s_own_is_told_last_and_the_others_wait_together() {
+        let carriers = Arc::new(Carriers::default());
+        let own = carriers.register();
+        let mut told = own.carrier().closing();
+        own.carrier().mark(&kek("a"));
+        let _others = [connect(&carriers, &["a"]), connect(&carriers, &["b"])];
+        let began = Instant::now();
+        let (a, b) = (kek("a"), kek("b"));
+        let keks = [&a, &b];
+        let closing = carriers.close_for(&keks, Some(own.carrier()), LONG);
+        let closed = tokio::select! {
+            closed = closing => closed,
+            _ = told.changed() => panic!("it is told before the others have left"),
+        };
+        assert_eq!(closed, Closed { told: 3, left_open: 0 });
+        assert_eq!(began.elapsed(), Duration::from_secs(1), "one wait");
+        assert_eq!(*own.carrier().closing().borrow(), Urgency::Wipe);
+        let unmarked = carriers.register();
+        let nobody = carriers.close_for(&[&b], Some(unmarked.carrier()), LONG).await;
+        assert_eq!(nobody, Closed::default());
+        assert_eq!(*unmarked.carrier().closing().borrow(), Urgency::None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,6 +40,11 @@ impl Peer {
         self.carrier.mark(kek);
     }
 
+    /// The connection's entry in the register.
+    pub(super) fn carrier(&self) -> &Carrier {
+        &self.carrier
+    }
+
     /// Tells when the connection is about to end, and streams with it.
     pub fn closing(&self) -> watch::Receiver<Urgency> {
         self.carrier.closing()

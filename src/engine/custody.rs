@@ -21,7 +21,7 @@ use crate::{
 
 /// How long connections that carried DEKs get to end, once they are to. What does not end
 /// by itself is cut before that by the server.
-const CARRIERS_CLOSE_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const CARRIERS_CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What an unwrap that several callers wait for came to.
 pub(super) type Fetched = Result<Dek, Error>;

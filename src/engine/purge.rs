@@ -1,23 +1,59 @@
 //! Wipe what is cached; take a KEK away and give it back.
 
-use super::{Engine, Running, custody::Purged};
-use crate::{auth::Permit, error::Error, kek::KekName, observe::Purge, op::Op};
+use tracing::info;
+
+use super::{
+    Engine, Running,
+    custody::{CARRIERS_CLOSE_WITHIN, Purged},
+};
+use crate::{
+    auth::Permit,
+    carriers::{Carrier, Closed},
+    error::Error,
+    kek::KekName,
+    observe::Purge,
+    op::Op,
+};
 
 impl Engine {
-    /// Wipes what is cached under the permitted KEK and closes the connections that
-    /// carried its DEKs. The KEK stays as it is: DEKs come from the backend again.
-    pub async fn purge(&self, permit: Permit) -> Result<Purged, Error> {
-        let running = Running::start(self, &permit, Op::Purge)?;
-        let result = async {
-            let kek = self.kek(permit.kek())?;
-            let leases: Vec<u64> = kek.known().leases().map(|lease| lease.id()).collect();
-            let deks = self.custody.wipe(&leases);
-            kek.metrics.purged(Purge::Operator);
-            let closed = self.custody.close_carriers(permit.kek()).await;
-            Ok(Purged { deks, connections: closed.told, left_open: closed.left_open })
+    /// Wipes what is cached under the permitted KEKs, and then closes the connections that
+    /// carried their DEKs, with one wait for all. `own` is the caller's connection: it is
+    /// told to close when the others have, and not waited for. The KEKs stay as they are:
+    /// DEKs come from the backend again. `Err` if there is no such KEK; the others are
+    /// purged.
+    ///
+    /// To be run in a task of its own, so that a caller who leaves leaves nothing undone.
+    pub async fn purge(&self, permits: Vec<Permit>, own: &Carrier) -> Result<Purged, Error> {
+        let running: Result<Vec<_>, _> =
+            permits.iter().map(|permit| Running::start(self, permit, Op::Purge)).collect();
+        let (mut purged, mut wiped, mut failed) = (Purged::default(), Vec::new(), None);
+        for running in running? {
+            match self.wipe(running.permit.kek()) {
+                Ok(deks) => {
+                    purged.deks += deks;
+                    wiped.push(running);
+                }
+                Err(error) => failed = running.end::<()>(Err(error)).err(),
+            }
         }
-        .await;
-        running.end(result)
+        let keks: Vec<_> = wiped.iter().map(|running| running.permit.kek()).collect();
+        let closed = self.custody.carriers.close_for(&keks, Some(own), CARRIERS_CLOSE_WITHIN).await;
+        let Closed { told, left_open } = closed;
+        info!(keks = keks.len(), told, left_open, "purged, and closed the connections");
+        for running in wiped {
+            running.end(Ok(()))?;
+        }
+        (purged.connections, purged.left_open) = (told, left_open);
+        failed.map_or(Ok(purged), Err)
+    }
+
+    /// Wipes what is cached under a KEK. Returns how many DEKs that were.
+    fn wipe(&self, name: &KekName) -> Result<usize, Error> {
+        let kek = self.kek(name)?;
+        let leases: Vec<u64> = kek.known().leases().map(|lease| lease.id()).collect();
+        let deks = self.custody.wipe(&leases);
+        kek.metrics.purged(Purge::Operator);
+        Ok(deks)
     }
 
     /// Takes a KEK away until [`Self::restore`]. When it returns nothing of it is cached,

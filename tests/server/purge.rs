@@ -19,8 +19,11 @@ use keyward::{
         admin_client::AdminClient, key_wrap_client::KeyWrapClient,
     },
 };
-use tokio::{task::JoinSet, time::sleep};
-use tonic::Status;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tonic::{Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::{v1, v1alpha};
 
@@ -58,6 +61,55 @@ async fn a_purge_wipes_and_closes_who_carried_and_nobody_else() {
 
     let purged = purge(&sidecar, "").await.unwrap();
     assert_eq!(purged, PurgeCacheResponse { deks: 4, connections: 2, left_open: 0 });
+}
+
+/// An unwrap of one and the same DEK of each KEK over `channel`, after which both are cached.
+async fn unwrap_both(channel: &Channel) {
+    let mut raw = KeyWrapClient::new(channel.clone());
+    for kek in ["orders", "orders-2"] {
+        let request = WrapRequest { kek: kek.into(), dek: vec![7; 32], context: vec![] };
+        let wrapped = raw.wrap(request).await.unwrap().into_inner().wrapped.take();
+        raw.unwrap(UnwrapRequest { wrapped, context: vec![] }).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_purges_over_the_connection_of_its_deks_gets_an_answer_and_then_goes() {
+    let sidecar = Sidecar::start().await;
+    let (own, other) = (sidecar.channel(), sidecar.channel());
+    unwrap_both(&own).await;
+    unwrap_both(&other).await;
+    let began = Instant::now();
+    let mut admin = AdminClient::new(own);
+    let all = PurgeCacheRequest { kek: String::new() };
+    let purged = admin.purge_cache(all).await.unwrap().into_inner();
+    assert_eq!(purged, PurgeCacheResponse { deks: 2, connections: 2, left_open: 0 });
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let closed = r#"keyward_connections_closed_total{cause="purge"} 2"#;
+    eventually("both are closed", || sidecar.metrics.render().contains(closed)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_whose_caller_leaves_is_done_to_its_end() {
+    let sidecar = Sidecar::start().await;
+    let stubborn = sidecar.channel();
+    unwrap_both(&stubborn).await;
+    // A call in work keeps its connection from ending until it is cut.
+    sidecar.fake.hold.send_replace(true);
+    let wrapped = sidecar.client().wrap("orders", &dek(), b"").await.unwrap();
+    let request = UnwrapRequest { wrapped: Some(wrapped), context: vec![] };
+    let call = tokio::spawn(async move { KeyWrapClient::new(stubborn).unwrap(request).await });
+    eventually("it is in work", || sidecar.fake.running() == 1).await;
+    let left = timeout(Duration::from_millis(300), purge(&sidecar, "")).await;
+    assert!(left.is_err(), "it waits for the connection");
+    let text = sidecar.metrics.render();
+    assert!(text.contains("keyward_cache_entries 0"), "all is wiped at once:\n{text}");
+    let done = |kek: &str| {
+        let labels = format!(r#"{{kek="{kek}",op="purge",outcome="OK"}}"#);
+        sidecar.metrics.render().contains(&format!("keyward_operations_total{labels} 1"))
+    };
+    eventually("it is done to its end", || done("orders") && done("orders-2")).await;
+    call.await.unwrap().unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use std::{
 use keyward::{
     auth::{Identity, Permit},
     cache::CacheSettings,
+    carriers::Carrier,
     engine::{Engine, KekSpec, Source, Unwrapped},
     envelope::{Context, Dek, WrappedDek},
     error::{Error, Reason},
@@ -198,6 +199,6 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
         }
         let again = bench.unwrap(&wrapped[0]).await.unwrap();
         assert_eq!(again.source, Source::Backend, "round {round}");
-        bench.engine.purge(bench.permit(Op::Purge)).await.unwrap();
+        bench.engine.purge(vec![bench.permit(Op::Purge)], &Carrier::new()).await.unwrap();
     }
 }

@@ -34,7 +34,7 @@ impl Api {
             false => Ok(permits),
             true => {
                 let refusal = Err(refusal());
-                on_record(&self.metrics, call.op, call.peer.who(), "-", Instant::now(), refusal)
+                on_record(&self.metrics, call.op, &call.peer, "-", Instant::now(), refusal)
             }
         }
     }

@@ -29,7 +29,7 @@ pub use finish::{finish, unknown_method};
 pub use peer::{Peer, peer};
 
 use crate::{
-    auth::{Identity, Permit, Policy},
+    auth::{Permit, Policy},
     engine::{Engine, Rewrapped, Unwrapped},
     envelope::Context,
     error::{Error, Reason},
@@ -98,7 +98,7 @@ impl Call {
         let peer = peer::peer(request.extensions())?;
         let now = Instant::now();
         let given = deadline::given(request.metadata(), now);
-        let given = on_record(&api.metrics, op, peer.who(), "-", now, given)?;
+        let given = on_record(&api.metrics, op, &peer, "-", now, given)?;
         let deadline = deadline::of_call(op, given, now);
         Ok(Self { op, peer, lane: Lane::Front, begun: now, deadline })
     }
@@ -108,14 +108,15 @@ impl Call {
 fn on_record<T>(
     metrics: &Metrics,
     op: Op,
-    who: &Identity,
+    peer: &Peer,
     kek: &str,
     started: Instant,
     result: Result<T, Error>,
 ) -> Result<T, Error> {
     if let Err(error) = &result {
-        let (took, outcome) = (started.elapsed(), Err(error));
-        metrics.record(&Record { op, who, kek, version: None, cached: false, took, outcome });
+        let (who, took, outcome) = (&**peer.who(), started.elapsed(), Err(error));
+        let refusal = Record { op, who, kek, version: None, cached: false, took, outcome };
+        peer.refusals().record(metrics, &refusal);
     }
     result
 }
@@ -140,7 +141,7 @@ impl Api {
         });
         // Only what is a name may be logged: anything else is a stranger's text.
         let kek = name.as_ref().map_or("-", KekName::as_str);
-        on_record(&self.metrics, call.op, call.peer.who(), kek, call.begun, admitted)
+        on_record(&self.metrics, call.op, &call.peer, kek, call.begun, admitted)
     }
 
     async fn unwrap_one(

@@ -14,40 +14,53 @@ use crate::{
     carriers::{Carrier, Urgency},
     error::{Error, Reason},
     kek::KekName,
+    observe::Refusals,
 };
 
-/// What the server puts beside every request: the other end of its connection.
+/// What the server puts beside every request: the other end of its connection. Cheap to
+/// clone, which every call does.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct Peer(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
     who: Arc<Identity>,
     carrier: Carrier,
+    refusals: Refusals,
 }
 
 impl Peer {
     /// The peer of a connection.
     pub fn new(who: Identity, carrier: Carrier) -> Self {
-        Self { who: Arc::new(who), carrier }
+        let who = Arc::new(who);
+        let refusals = Refusals::new(Arc::clone(&who));
+        Self(Arc::new(Known { who, carrier, refusals }))
     }
 
     /// Who it is.
     pub(super) fn who(&self) -> &Arc<Identity> {
-        &self.who
+        &self.0.who
+    }
+
+    /// What is refused over the connection, to be recorded.
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.0.refusals
     }
 
     /// Notes that a DEK of `kek` may come or go over the connection. To be called before
     /// the engine is.
     pub(super) fn carries(&self, kek: &KekName) {
-        self.carrier.mark(kek);
+        self.0.carrier.mark(kek);
     }
 
     /// The connection's entry in the register.
     pub(super) fn carrier(&self) -> &Carrier {
-        &self.carrier
+        &self.0.carrier
     }
 
     /// Tells when the connection is about to end, and streams with it.
     pub fn closing(&self) -> watch::Receiver<Urgency> {
-        self.carrier.closing()
+        self.0.carrier.closing()
     }
 }
 

@@ -110,7 +110,7 @@ impl Caller {
     fn of<T>(api: &Api, op: Op, request: &Request<T>) -> Result<Self, Error> {
         let peer = peer::peer(request.extensions())?;
         let given = deadline::given(request.metadata(), Instant::now());
-        let deadline = on_record(&api.metrics, op, peer.who(), "-", Instant::now(), given)?;
+        let deadline = on_record(&api.metrics, op, &peer, "-", Instant::now(), given)?;
         Ok(Self { op, peer, deadline })
     }
 

@@ -8,6 +8,8 @@
 mod log;
 mod metrics;
 mod operation;
+mod refusals;
+mod throttle;
 
 pub use log::{Format, check_filter, start};
 pub use metrics::{
@@ -15,3 +17,5 @@ pub use metrics::{
     LeaseSample, METRICS_CONTENT_TYPE, Metrics, Purge, Samples, TimedHsmOp,
 };
 pub use operation::Record;
+pub use refusals::Refusals;
+pub use throttle::Throttle;

@@ -80,6 +80,11 @@ pub(super) fn write_line(record: &Record<'_>) {
     }
 }
 
+/// Says that lines of refusals of one caller were left out.
+pub(super) fn write_left_out(who: &Identity, left_out: u64) {
+    warn!(target: TARGET, %who, left_out, "too many refusals: lines were left out, all are counted");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,9 +19,14 @@ use tracing::{debug, warn};
 
 use super::{
     connection, drain::Drain, drain::wait_for, ends::Ends, places::Places, services::Services,
-    settings::Settings, throttle::Throttle,
+    settings::Settings,
 };
-use crate::{api::Peer, auth::Identity, carriers::Carriers, observe::Metrics};
+use crate::{
+    api::Peer,
+    auth::Identity,
+    carriers::Carriers,
+    observe::{Metrics, Throttle},
+};
 
 /// Connections of one listener at once whose peer is not known yet. They count for
 /// nothing else, so that those who cannot say who they are (silent ones on TCP, which

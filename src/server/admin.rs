@@ -37,9 +37,8 @@ use super::{
     SetupError,
     places::{Place, Places},
     tcp,
-    throttle::Throttle,
 };
-use crate::observe::{METRICS_CONTENT_TYPE, Metrics};
+use crate::observe::{METRICS_CONTENT_TYPE, Metrics, Throttle};
 
 /// Connections at once. Beyond it the oldest is closed for a new one.
 pub(super) const CONNECTIONS_MAX: usize = 64;

@@ -25,7 +25,6 @@ mod services;
 mod settings;
 mod setup_error;
 mod tcp;
-mod throttle;
 mod tls;
 mod tls_dev;
 mod unix;

@@ -1,13 +1,25 @@
 //! Metrics and health over HTTP, of a real sidecar on a real token.
 
-use std::net::TcpListener;
+use std::{
+    net::TcpListener,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use keyward::secret::Secret;
 
 use super::served::{KEK, Served};
 
 /// Has the kernel choose the admin port.
 fn start() -> Served {
+    start_with(|config| config)
+}
+
+fn start_with(change: impl FnOnce(String) -> String) -> Served {
     let mut served = Served::prepare();
-    served.configure(|config| config.replace("[server]", "[server]\nadmin = \"127.0.0.1:0\""));
+    served.configure(|config| {
+        change(config.replace("[server]", "[server]\nadmin = \"127.0.0.1:0\""))
+    });
     served.serve();
     served
 }
@@ -30,6 +42,49 @@ fn metrics_tell_what_the_sidecar_and_the_token_did() {
     }
     assert!(served.get("/readyz").ends_with("\r\n\r\nready\n"));
     assert!(served.get("/healthz").ends_with("\r\n\r\nok\n"));
+}
+
+#[test]
+fn refusals_are_all_counted_and_their_lines_are_bounded() {
+    const REFUSALS: u64 = 500;
+    let served = start_with(|config| config.replace(r#"kek = ["*"]"#, r#"kek = ["orders"]"#));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let began = Instant::now();
+    let took = runtime.expect("a runtime").block_on(async {
+        let client = served.client();
+        for n in 0..REFUSALS {
+            // Neither a KEK nor a name of one.
+            let kek = if n % 2 == 0 { "no-such-kek" } else { "no name" };
+            let dek = Secret::copy_of(&[7; 32]);
+            client.wrap(kek, &dek, b"").await.expect_err("it is refused");
+        }
+        began.elapsed()
+    });
+    let refusal = |line: &&str| line.contains("outcome=\"") && !line.contains("outcome=\"OK\"");
+    let left_out = |line: &str| -> Option<u64> {
+        line.split("left_out=").nth(1)?.split(' ').next()?.parse().ok()
+    };
+    let until = Instant::now() + Duration::from_secs(10);
+    let (lines, skipped) = loop {
+        let log = served.log();
+        let lines = log.lines().filter(refusal).count() as u64;
+        let skipped: u64 = log.lines().filter_map(left_out).sum();
+        // The rest is told when the connection has ended.
+        if lines + skipped == REFUSALS {
+            break (lines, skipped);
+        }
+        assert!(Instant::now() < until, "{lines} lines, {skipped} left out, in\n{log}");
+        sleep(Duration::from_millis(20));
+    };
+    assert!(lines <= 10 * (took.as_secs() + 2) && skipped > 0, "{lines} lines in {took:?}");
+    let metrics = served.get("/metrics");
+    for outcome in ["PERMISSION_DENIED", "REQUEST_INVALID"] {
+        let series = format!(
+            r#"keyward_operations_total{{kek="-",op="wrap",outcome="{outcome}"}} {}"#,
+            REFUSALS / 2
+        );
+        assert!(metrics.lines().any(|line| line == series), "{series} in\n{metrics}");
+    }
 }
 
 #[test]

@@ -105,6 +105,11 @@ impl Metrics {
     /// An operation ended: writes its line and counts it.
     pub fn record(&self, record: &Record<'_>) {
         write_line(record);
+        self.count(record);
+    }
+
+    /// Counts an operation that ended, without a line.
+    pub(super) fn count(&self, record: &Record<'_>) {
         self.state.operations[record.op as usize].add(record.took);
         self.state.keks.get(record.kek).operation(record.op, record.outcome);
     }

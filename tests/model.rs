@@ -117,6 +117,10 @@ struct Pending {
     lease: Arc<Lease>,
     /// Which right of the version it began under; the model's name for the lease.
     right: u64,
+    /// How often its KEK had been purged when it began.
+    purges: u64,
+    /// The model's word for the same: whether a purge of it came since.
+    overtaken: bool,
     got: Option<Dek>,
     /// Whether memory answered.
     hit: bool,
@@ -127,6 +131,7 @@ struct World {
     cache: Cache,
     leases: [Option<Arc<Lease>>; VERSIONS],
     revoked: [bool; 2],
+    purges: [u64; 2],
     now: Instant,
 }
 
@@ -137,7 +142,7 @@ impl World {
         let (count, slots) = Cache::layout(settings.capacity);
         let (shelves, _) = shelves(count, slots, true).expect("memory");
         let cache = Cache::new(settings, shelves, now).expect("a cache");
-        Self { cache, leases: Default::default(), revoked: [false; 2], now }
+        Self { cache, leases: Default::default(), revoked: [false; 2], purges: [0; 2], now }
     }
 
     /// All versions have the same ciphertexts, so that nothing but the lease tells whose
@@ -240,7 +245,7 @@ impl Run {
     fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
             Step::Begin { version, dek } => self.begin(version, dek)?,
-            Step::Answer { which, answer } => self.answer(which, answer),
+            Step::Answer { which, answer } => self.answer(which, answer)?,
             Step::Release { which } => self.release(which)?,
             Step::Prove { version, asked_ago } => self.prove(version, asked_ago),
             Step::Deny { version } => self.end(version)?,
@@ -312,30 +317,37 @@ impl Run {
         };
         let hit = got.is_some();
         if self.pending.len() < 8 {
-            self.pending.push(Pending { version, dek, key, lease, right, got, hit });
+            let purges = self.world.purges[kek_of(version)];
+            let call =
+                Pending { version, dek, key, lease, right, purges, overtaken: false, got, hit };
+            self.pending.push(call);
         }
         Ok(())
     }
 
-    fn answer(&mut self, which: usize, answer: Answer) {
-        let World { cache, now, .. } = &self.world;
+    fn answer(&mut self, which: usize, answer: Answer) -> Result<(), TestCaseError> {
+        let World { cache, now, purges, .. } = &self.world;
         let waiting = self.pending.iter().position(|call| call.got.is_none());
-        let Some(first) = waiting else { return };
+        let Some(first) = waiting else { return Ok(()) };
         // Any of those that wait, not only the oldest.
         let waiting: Vec<_> =
             (first..self.pending.len()).filter(|i| self.pending[*i].got.is_none()).collect();
         let at = waiting[which % waiting.len()];
         let call = &mut self.pending[at];
         let (grant, lease) = (Grant(call.lease.id()), Arc::clone(&call.lease));
-        let alive = || lease.standing(*now).allows_release();
+        // As `Fetch::remember`.
+        let (before, purges) = (call.purges, purges[kek_of(call.version)]);
+        let alive = || before == purges && lease.standing(*now).allows_release();
         match answer {
             Answer::Good => {
                 let payload = Secret::copy_of(&bytes(call.version, call.dek));
                 let dek = Dek::parse(payload).expect("a DEK");
                 if cache.insert(&call.key, grant, &dek, *now, alive) {
+                    prop_assert!(!call.overtaken, "cached, though a purge came meanwhile");
                     self.model.cached.insert((call.right, call.dek), self.model.now);
                 } else {
-                    self.seen.insert("not cached");
+                    let overtaken = call.overtaken && call.lease.standing(*now).allows_release();
+                    self.seen.insert(if overtaken { "overtaken by a purge" } else { "not cached" });
                 }
                 call.got = Some(dek);
             }
@@ -348,6 +360,7 @@ impl Run {
             }
             Answer::Unreachable => drop(self.pending.remove(at)),
         }
+        Ok(())
     }
 
     fn release(&mut self, which: usize) -> Result<(), TestCaseError> {
@@ -413,7 +426,11 @@ impl Run {
         Ok(())
     }
 
+    /// As `Kek::purge`.
     fn purge(&mut self, kek: usize) -> Result<(), TestCaseError> {
+        self.world.purges[kek] += 1;
+        let of_it = self.pending.iter_mut().filter(|call| kek_of(call.version) == kek);
+        of_it.for_each(|call| call.overtaken = true);
         let of_kek = || (0..VERSIONS).filter(|version| kek_of(*version) == kek);
         let ids = self.world.ids(of_kek());
         self.world.cache.purge(|Grant(id)| ids.contains(&id));
@@ -504,6 +521,7 @@ fn the_steps_reach_what_they_are_for() {
         "miss in an outage",
         "known to be bad",
         "not cached",
+        "overtaken by a purge",
         "released",
         "held back",
         "held back, though restored or lapsed",

@@ -10,9 +10,9 @@
 //! - DEKs stand in the slab (`secret::Shelf`) and nowhere else; a hit makes one copy.
 //! - What expires, is evicted, replaced or purged is wiped before the call returns.
 //! - Nothing is handed out past its TTL or idle time, swept or not.
-//! - A grant that has ended leaves nothing behind: an insert asks, under the lock that a
-//!   purge takes too, whether the grant is alive. Whoever ends a grant first makes that
-//!   answer no, then purges.
+//! - What was purged does not come back: an insert asks, under the lock that a purge takes
+//!   too, whether what it brings is alive. Whoever purges first makes that answer no, for
+//!   good (the grant has ended) or for what was begun by then.
 //!
 //! Shards behind plain mutexes: a lookup holds one for some tens of nanoseconds, and two
 //! callers rarely want the same.
@@ -159,8 +159,9 @@ impl Cache {
     }
 
     /// Takes a DEK in, in place of an earlier one of the same key, and says whether it
-    /// did. `alive` says whether the grant, which must be the key's, has not ended; it is
-    /// asked under a lock and must not wait or call the cache.
+    /// did. `alive` says whether the grant, which must be the key's, has not ended, nor a
+    /// purge come since the DEK was asked for; it is asked under a lock and must not wait or
+    /// call the cache.
     pub fn insert(
         &self,
         key: &CacheKey,

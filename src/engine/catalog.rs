@@ -10,7 +10,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -57,6 +60,8 @@ pub(super) struct Kek {
     revocation: Mutex<Revocation>,
     /// Leases that lapsed and whose DEKs were wiped since.
     wiped: Mutex<Vec<u64>>,
+    /// How often it was purged.
+    purges: AtomicU64,
     /// Rung when an operation met a key that is not what is known of it.
     pub(super) suspicion: Notify,
 }
@@ -147,6 +152,7 @@ impl Kek {
             reading: tokio::sync::Mutex::default(),
             revocation: Mutex::default(),
             wiped: Mutex::default(),
+            purges: AtomicU64::new(0),
             suspicion: Notify::new(),
         }
     }
@@ -341,6 +347,23 @@ impl Kek {
             self.replace(Known::trouble(unread(&self.spec.name)), Purge::Revoked, custody);
             self.suspicion.notify_one();
         }
+    }
+
+    /// Wipes what is cached of it, though its leases go on. An unwrap that is in work is
+    /// answered, but not cached any more. Returns how many DEKs were wiped.
+    pub(super) fn purge(&self, custody: &Custody) -> usize {
+        // First the count, then the leases, then the wiping: an unwrap that begins under a
+        // lease of after this line has the new count, and one of before it is refused by
+        // the cache, or was taken in already and is found there.
+        self.purges.fetch_add(1, Ordering::SeqCst);
+        let leases: Vec<u64> = self.known().leases().map(|lease| lease.id()).collect();
+        custody.wipe(&leases)
+    }
+
+    /// How often it was purged: what the backend was asked for under another count is not
+    /// cached.
+    pub(super) fn purges(&self) -> u64 {
+        self.purges.load(Ordering::SeqCst)
     }
 
     /// How old the oldest proof of its versions is; zero if it has none.

@@ -4,7 +4,8 @@
 //! Invariant: whoever ends a lease comes here, and in this order: the lease ends, then
 //! what was cached under it is wiped, then the connections that carried it are closed. So
 //! nothing that is checked after the first step is released, and what was released before
-//! it is found by the other two.
+//! it is found by the other two. A purge, which leaves the leases as they are, counts up
+//! (`Kek::purge`) where the others end a lease, to the same effect for the cache.
 
 use std::{sync::Arc, time::Duration};
 

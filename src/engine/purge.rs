@@ -19,7 +19,8 @@ impl Engine {
     /// Wipes what is cached under the permitted KEKs, and then closes the connections that
     /// carried their DEKs, with one wait for all. `own` is the caller's connection: it is
     /// told to close when the others have, and not waited for. The KEKs stay as they are:
-    /// DEKs come from the backend again. `Err` if there is no such KEK; the others are
+    /// DEKs come from the backend again. An unwrap that is in work is answered, and leaves
+    /// nothing in the cache. `Err` if there is no such KEK; the others are
     /// purged.
     ///
     /// To be run in a task of its own, so that a caller who leaves leaves nothing undone.
@@ -50,8 +51,7 @@ impl Engine {
     /// Wipes what is cached under a KEK. Returns how many DEKs that were.
     fn wipe(&self, name: &KekName) -> Result<usize, Error> {
         let kek = self.kek(name)?;
-        let leases: Vec<u64> = kek.known().leases().map(|lease| lease.id()).collect();
-        let deks = self.custody.wipe(&leases);
+        let deks = kek.purge(&self.custody);
         kek.metrics.purged(Purge::Operator);
         Ok(deks)
     }

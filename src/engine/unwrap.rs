@@ -177,6 +177,7 @@ impl Ask<'_> {
                 kek: Arc::clone(kek),
                 custody: Arc::clone(custody),
                 lease: held.lease.id(),
+                purges: kek.purges(),
                 key,
                 wrapped: self.wrapped.clone(),
                 context: *self.context,
@@ -198,6 +199,8 @@ struct Fetch {
     custody: Arc<Custody>,
     /// The lease that it is for.
     lease: u64,
+    /// How often the KEK had been purged when it began.
+    purges: u64,
     key: CacheKey,
     wrapped: WrappedDek,
     context: Context,
@@ -225,14 +228,16 @@ impl Fetch {
         dek
     }
 
-    /// Caches what came of it, unless the lease has ended: what is purged then must not
-    /// come back.
+    /// Caches what came of it, unless the lease has ended or the KEK was purged meanwhile:
+    /// what is wiped then must not come back.
     fn remember(&self, held: &Held, fetched: &Fetched) {
-        let Self { custody, key, .. } = self;
+        let Self { kek, custody, key, purges, .. } = self;
         let (cache, now, grant) = (&custody.cache, Instant::now(), Grant(held.lease.id()));
         // Under the lock, and as of then: with the clock of before it, who waited for the
         // lock while the lease lapsed would put back what was just wiped for that.
-        let alive = || held.lease.standing(Instant::now()).allows_release();
+        let alive = || {
+            kek.purges() == *purges && held.lease.standing(Instant::now()).allows_release()
+        };
         match fetched {
             Ok(dek) => _ = cache.insert(key, grant, dek, now, alive),
             Err(error) if error.reason() == Reason::CiphertextInvalid => {

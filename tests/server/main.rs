@@ -13,3 +13,4 @@ mod purge;
 mod revocation;
 mod streams;
 mod tls;
+mod unwraps;

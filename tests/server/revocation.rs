@@ -1,97 +1,23 @@
 //! Revocation against the engine alone, with no socket in between: real threads, and
 //! hundreds of rounds.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
 use keyward::{
-    auth::{Identity, Permit},
-    cache::CacheSettings,
-    carriers::Carrier,
-    engine::{Engine, KekSpec, Source, Unwrapped},
-    envelope::{Context, Dek, WrappedDek},
-    error::{Error, Reason},
-    kek::{Algorithm, KekName, KeyRef},
-    lanes::Lane,
-    lease::Terms,
-    observe::Metrics,
-    op::Op,
-    secret::Secret,
+    engine::{Source, Unwrapped},
+    error::Reason,
 };
 use tokio::task::{JoinSet, yield_now};
 
 use super::support::{
-    fake::Fake,
-    sidecar::{engine, eventually, own_uid, policy},
+    bench::{Bench, dek},
+    sidecar::eventually,
 };
 
 const ROUNDS: usize = 300;
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// An engine, and who calls it.
-struct Bench {
-    fake: Arc<Fake>,
-    engine: Arc<Engine>,
-    metrics: Arc<Metrics>,
-    kek: KekName,
-    who: Arc<Identity>,
-}
-
-impl Bench {
-    async fn new() -> Arc<Self> {
-        let (fake, kek) = (Fake::new(), KekName::parse("orders").unwrap());
-        let metrics = Arc::new(Metrics::new(["orders"], ["fake"]));
-        let spec = KekSpec {
-            name: kek.clone(),
-            backend: Arc::clone(&fake) as _,
-            key: KeyRef::parse("orders").unwrap(),
-            algorithm: Algorithm::RsaOaep256,
-        };
-        let cache = CacheSettings { capacity: 1024, ttl: HOUR, idle: HOUR };
-        let terms = Terms { interval: HOUR, outage_grace: HOUR };
-        let engine = engine(vec![spec], cache, terms, Arc::clone(&metrics));
-        let who = Arc::new(Identity::Unix { uid: own_uid(), gid: 0 });
-        let bench = Arc::new(Self { fake, engine, metrics, kek, who });
-        bench.prove().await;
-        bench
-    }
-
-    async fn prove(&self) {
-        self.engine.verify(&self.kek, Instant::now() + HOUR).await.unwrap();
-    }
-
-    fn permit(&self, op: Op) -> Permit {
-        policy().permit(&self.who, op, &self.kek).unwrap()
-    }
-
-    async fn wrap(&self, n: u64) -> Result<WrappedDek, Error> {
-        let dek = Dek::parse(dek(n)).unwrap();
-        let context = Context::parse(b"").unwrap();
-        let (permit, deadline) = (self.permit(Op::Wrap), Instant::now() + HOUR);
-        self.engine.wrap(permit, &dek, &context, deadline).await
-    }
-
-    async fn unwrap(&self, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
-        let context = Context::parse(b"").unwrap();
-        let (permit, deadline) = (self.permit(Op::Unwrap), Instant::now() + HOUR);
-        self.engine.unwrap(permit, wrapped, &context, Lane::Front, deadline).await
-    }
-
-    fn entries(&self) -> String {
-        let metrics = self.metrics.render();
-        let line = metrics.lines().find(|line| line.starts_with("keyward_cache_entries "));
-        line.unwrap_or_else(|| panic!("{metrics}")).to_owned()
-    }
-}
-
-fn dek(n: u64) -> Secret {
-    Secret::new(n.to_be_bytes().repeat(4))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
@@ -199,6 +125,6 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
         }
         let again = bench.unwrap(&wrapped[0]).await.unwrap();
         assert_eq!(again.source, Source::Backend, "round {round}");
-        bench.engine.purge(vec![bench.permit(Op::Purge)], &Carrier::new()).await.unwrap();
+        bench.purge().await;
     }
 }

@@ -1,0 +1,102 @@
+//! An engine over a fake backend, with no socket in between.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use keyward::{
+    auth::{Identity, Permit},
+    cache::CacheSettings,
+    carriers::Carrier,
+    engine::{Engine, KekSpec, Purged, Unwrapped},
+    envelope::{Context, Dek, WrappedDek},
+    error::Error,
+    kek::{Algorithm, KekName, KeyRef},
+    lanes::Lane,
+    lease::Terms,
+    observe::Metrics,
+    op::Op,
+    secret::Secret,
+};
+
+use super::{
+    fake::Fake,
+    sidecar::{engine, own_uid, policy},
+};
+
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// An engine, and who calls it.
+pub struct Bench {
+    pub fake: Arc<Fake>,
+    pub engine: Arc<Engine>,
+    pub metrics: Arc<Metrics>,
+    pub kek: KekName,
+    who: Arc<Identity>,
+}
+
+impl Bench {
+    /// With DEKs and leases that last, and proven.
+    pub async fn new() -> Arc<Self> {
+        let bench = Self::of(Fake::new(), Terms { interval: HOUR, outage_grace: HOUR });
+        bench.prove().await;
+        bench
+    }
+
+    /// With nothing proven yet.
+    pub fn of(fake: Arc<Fake>, terms: Terms) -> Arc<Self> {
+        let kek = KekName::parse("orders").unwrap();
+        let metrics = Arc::new(Metrics::new(["orders"], ["fake"]));
+        let spec = KekSpec {
+            name: kek.clone(),
+            backend: Arc::clone(&fake) as _,
+            key: KeyRef::parse("orders").unwrap(),
+            algorithm: Algorithm::RsaOaep256,
+        };
+        let cache = CacheSettings { capacity: 1024, ttl: HOUR, idle: HOUR };
+        let engine = engine(vec![spec], cache, terms, Arc::clone(&metrics));
+        let who = Arc::new(Identity::Unix { uid: own_uid(), gid: 0 });
+        Arc::new(Self { fake, engine, metrics, kek, who })
+    }
+
+    pub async fn prove(&self) {
+        self.engine.verify(&self.kek, Instant::now() + HOUR).await.unwrap();
+    }
+
+    fn permit(&self, op: Op) -> Permit {
+        policy().permit(&self.who, op, &self.kek).unwrap()
+    }
+
+    pub async fn wrap(&self, n: u64) -> Result<WrappedDek, Error> {
+        let dek = Dek::parse(dek(n)).unwrap();
+        let context = Context::parse(b"").unwrap();
+        let (permit, deadline) = (self.permit(Op::Wrap), Instant::now() + HOUR);
+        self.engine.wrap(permit, &dek, &context, deadline).await
+    }
+
+    pub async fn unwrap(&self, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
+        self.unwrap_in(Lane::Front, wrapped).await
+    }
+
+    pub async fn unwrap_in(&self, lane: Lane, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
+        let context = Context::parse(b"").unwrap();
+        let (permit, deadline) = (self.permit(Op::Unwrap), Instant::now() + HOUR);
+        self.engine.unwrap(permit, wrapped, &context, lane, deadline).await
+    }
+
+    pub async fn purge(&self) -> Purged {
+        self.engine.purge(vec![self.permit(Op::Purge)], &Carrier::new()).await.unwrap()
+    }
+
+    pub fn entries(&self) -> String {
+        let metrics = self.metrics.render();
+        let line = metrics.lines().find(|line| line.starts_with("keyward_cache_entries "));
+        line.unwrap_or_else(|| panic!("{metrics}")).to_owned()
+    }
+}
+
+/// Another one for each number.
+pub fn dek(n: u64) -> Secret {
+    Secret::new(n.to_be_bytes().repeat(4))
+}

@@ -89,7 +89,8 @@ pub enum Lookup {
         /// A copy, the caller's own.
         dek: Dek,
         /// Whether this caller should have it unwrapped anew, in the background, and
-        /// inserted: true for one caller for each time it is inserted.
+        /// inserted: true for one caller, and until it is inserted for one more in each
+        /// twentieth of its life.
         refresh: bool,
     },
     /// It did not unwrap a short time ago.

@@ -27,6 +27,9 @@ use crate::{
 /// together when it is reached.
 const BLOCK: usize = 256;
 
+/// A refresh that nothing came of is asked for again after this part of the entry's life.
+const REFRESH_AGAIN: Tick = 20;
+
 /// How long entries live, in ticks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lives {
@@ -59,7 +62,8 @@ struct Entry {
     grant: Grant,
     /// Over from this tick on.
     expires: Tick,
-    /// From this tick on, the next caller is told to refresh it; `MAX` once one was.
+    /// From this tick on, the next caller is told to refresh it. Whoever is told moves it
+    /// on: that one may not come to do it.
     refresh: Tick,
     /// When it was last asked for.
     used: Tick,
@@ -112,7 +116,8 @@ impl Shard {
         entry.used = entry.used.max(now);
         let refresh = now >= entry.refresh;
         if refresh {
-            entry.refresh = Tick::MAX;
+            let life = jittered(self.lives.ttl, key.spread());
+            entry.refresh = now.saturating_add((life / REFRESH_AGAIN).max(1));
             self.counts.refreshes += 1;
         }
         self.counts.hits += 1;

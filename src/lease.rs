@@ -78,11 +78,18 @@ pub struct Lease {
 
 const ENDED: u64 = 0;
 
-/// What moments are counted from. A little before the first of them, so that none is 0.
+/// What moments are counted from: a little before [`start_counting`], so that none is 0.
+/// A moment before it is taken for it.
 static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
     let now = Instant::now();
     now.checked_sub(Duration::from_secs(1)).unwrap_or(now)
 });
+
+/// To be called before the first proof is asked for. Otherwise the count would begin with
+/// the first lease, and a proof that took long would pass for a younger one.
+pub fn start_counting() {
+    LazyLock::force(&EPOCH);
+}
 
 fn millis(at: Instant) -> u64 {
     let since = at.saturating_duration_since(*EPOCH).as_millis();

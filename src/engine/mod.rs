@@ -34,7 +34,7 @@ use crate::{
     carriers::Carriers,
     error::{Error, Reason},
     kek::{KekName, VersionId},
-    lease::Terms,
+    lease::{self, Terms},
     observe::{Metrics, Record},
     op::Op,
 };
@@ -55,6 +55,7 @@ impl Engine {
     /// An engine for these KEKs, none of them proven yet. The names are distinct;
     /// `config` sees to that.
     pub fn new(keks: Vec<KekSpec>, terms: Terms, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        lease::start_counting();
         let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
         let custody = Arc::new(Custody { cache, carriers, terms, flights });
         let catalog = Catalog::new(keks, &metrics);

@@ -130,11 +130,30 @@ impl Ask<'_> {
         key: CacheKey,
     ) -> Result<(Dek, Source), Error> {
         let flight = self.board(kek, custody, held, key)?;
-        let (source, answered) = match flight.role() {
-            Role::Leader => (Source::Backend, Answered::Miss),
-            Role::Follower => (Source::Shared, Answered::Coalesced),
+        let role = flight.role();
+        kek.metrics.answered(match role {
+            Role::Leader => Answered::Miss,
+            Role::Follower => Answered::Coalesced,
+        });
+        match self.wait(flight).await {
+            // Another's time was over, or another's lane full, which says nothing of ours.
+            // Once: whatever comes of the next flight is the answer.
+            Err(error) if role == Role::Follower && is_of_the_flight(&error) => {
+                if Instant::now() >= self.deadline {
+                    return Err(error);
+                }
+                self.wait(self.board(kek, custody, held, key)?).await
+            }
+            other => other,
+        }
+    }
+
+    /// Waits for a flight to land.
+    async fn wait(&self, flight: Joined<Fetched>) -> Result<(Dek, Source), Error> {
+        let source = match flight.role() {
+            Role::Leader => Source::Backend,
+            Role::Follower => Source::Shared,
         };
-        kek.metrics.answered(answered);
         if self.lane == Lane::Front {
             // It may have been begun for a stream, and wait behind many.
             flight.hurry();
@@ -193,6 +212,11 @@ impl Ask<'_> {
     }
 }
 
+/// Whether a flight failed for what it was given by whoever began it: a deadline, a lane.
+fn is_of_the_flight(error: &Error) -> bool {
+    matches!(error.reason(), Reason::DeadlineExceeded | Reason::Overloaded)
+}
+
 /// One unwrap by the backend, in a task of its own.
 struct Fetch {
     kek: Arc<Kek>,
@@ -235,9 +259,8 @@ impl Fetch {
         let (cache, now, grant) = (&custody.cache, Instant::now(), Grant(held.lease.id()));
         // Under the lock, and as of then: with the clock of before it, who waited for the
         // lock while the lease lapsed would put back what was just wiped for that.
-        let alive = || {
-            kek.purges() == *purges && held.lease.standing(Instant::now()).allows_release()
-        };
+        let alive =
+            || kek.purges() == *purges && held.lease.standing(Instant::now()).allows_release();
         match fetched {
             Ok(dek) => _ = cache.insert(key, grant, dek, now, alive),
             Err(error) if error.reason() == Reason::CiphertextInvalid => {

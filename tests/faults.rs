@@ -6,6 +6,7 @@ mod support;
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
     ptr,
@@ -23,12 +24,15 @@ use keyward::{
         Backend, KeyKind, NewKey,
         pkcs11::{Pkcs11Backend, Settings, TokenSelector},
     },
+    engine::Source,
     error::{Error, Reason},
     kek::{Algorithm, KeyRef, VersionInfo},
+    lease::Terms,
     secret::Secret,
 };
 use support::{
-    token::{self, Kind, LABEL, PIN, TestToken},
+    bench::Bench,
+    token::{self, Kind, LABEL, PIN, TestToken, write_pin},
     usable,
 };
 
@@ -429,10 +433,58 @@ async fn a_wrong_pin_is_tried_once_and_the_right_one_mends_it() {
     intruder.close_all_sessions();
     for _ in 0..20 {
         let refused = scene.unwrap().await.expect_err("the PIN is wrong");
-        assert_eq!(refused.reason(), Reason::BackendMisconfigured, "{refused:?}");
+        assert_eq!(refused.reason(), Reason::BackendUnreachable, "{refused:?}");
+        assert!(refused.detail().is_some_and(|detail| detail.contains("PIN_INCORRECT")));
     }
     fs::write(&token.pin_file, PIN).unwrap();
     scene.assert_works_within(Duration::from_secs(5)).await;
+}
+
+/// What is wrong with a login is not a word about any key: what is cached is released on.
+#[tokio::test]
+async fn a_login_that_fails_is_an_outage_and_no_denial() {
+    let token = TestToken::softhsm();
+    let scene = Scene::on(&token).await;
+    let terms =
+        Terms { interval: Duration::from_secs(3600), outage_grace: Duration::from_secs(3600) };
+    let bench = Bench::of(Arc::clone(&scene.backend), terms);
+    bench.prove().await;
+    let (cached, other) = (bench.wrap(1).await.unwrap(), bench.wrap(2).await.unwrap());
+    bench.unwrap(&cached).await.unwrap();
+    let intruder = Intruder::new(&token.module);
+    let mode = |mode| fs::Permissions::from_mode(mode);
+    let troubles: [(&str, &dyn Fn()); 4] = [
+        ("is nothing", &|| fs::write(&token.pin_file, "").unwrap()),
+        ("open to others", &|| fs::set_permissions(&token.pin_file, mode(0o644)).unwrap()),
+        ("cannot be read", &|| fs::rename(&token.pin_file, token.dir.path().join("x")).unwrap()),
+        ("tokens have this label", &|| token.init_another(LABEL)),
+    ];
+    for (trouble, make) in troubles {
+        make();
+        // SoftHSM sees another token only when it is initialised.
+        intruder.finalize();
+        let until = soon();
+        loop {
+            let verified = bench.engine.verify(&bench.kek, soon()).await;
+            let untold = verified.expect_err("it cannot be asked");
+            assert_eq!(untold.reason(), Reason::BackendUnreachable, "{untold:?}");
+            if untold.message().contains(trouble) {
+                assert!(untold.fix().is_some(), "{untold:?}");
+                break;
+            }
+            // A module is not initialised again at any time.
+            assert!(Instant::now() < until, "{untold:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let answer = bench.unwrap(&cached).await.expect("it is cached, and not denied");
+        assert_eq!(answer.source, Source::Cache, "{trouble}");
+        let refused = bench.unwrap(&other).await.expect_err("nobody can be asked");
+        assert_eq!(refused.reason(), Reason::BackendUnreachable);
+        if trouble != "tokens have this label" {
+            write_pin(token.dir.path(), PIN);
+            bench.prove().await;
+        }
+    }
 }
 
 #[test]

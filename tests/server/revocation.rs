@@ -69,12 +69,12 @@ async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
         let answered = outside.load(SeqCst);
         eventually("callers are answered", || outside.load(SeqCst) >= answered + 32).await;
         // Some are at the backend meanwhile, and come back to a KEK that is revoked.
-        bench.fake.hold.send_replace(true);
-        eventually("some wait for the backend", || bench.fake.running() > 0).await;
+        bench.backend.hold.send_replace(true);
+        eventually("some wait for the backend", || bench.backend.running() > 0).await;
         bench.engine.revoke(&bench.kek).await.unwrap();
         epoch.fetch_add(1, SeqCst);
-        bench.fake.hold.send_replace(false);
-        eventually("they are back", || bench.fake.running() == 0).await;
+        bench.backend.hold.send_replace(false);
+        eventually("they are back", || bench.backend.running() == 0).await;
         let refused = inside.load(SeqCst);
         eventually("callers are refused", || inside.load(SeqCst) >= refused + 32).await;
         assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "round {round}");
@@ -98,13 +98,13 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
         wrapped.push(bench.wrap(n).await.unwrap());
     }
     for round in 0..ROUNDS {
-        bench.fake.hold.send_replace(true);
+        bench.backend.hold.send_replace(true);
         let mut calls = JoinSet::new();
         for wrapped in &wrapped {
             let (bench, wrapped) = (Arc::clone(&bench), wrapped.clone());
             calls.spawn(async move { bench.unwrap(&wrapped).await });
         }
-        eventually("all are at the backend", || bench.fake.running() == wrapped.len()).await;
+        eventually("all are at the backend", || bench.backend.running() == wrapped.len()).await;
         bench.engine.revoke(&bench.kek).await.unwrap();
         // In half of the rounds they come back to a KEK that is allowed again.
         let restored = round % 2 == 0;
@@ -112,7 +112,7 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
             bench.engine.restore(&bench.kek).unwrap();
             bench.prove().await;
         }
-        bench.fake.hold.send_replace(false);
+        bench.backend.hold.send_replace(false);
         while let Some(ended) = calls.join_next().await {
             let error = ended.unwrap().expect_err("it is from before the revocation");
             let expected = if restored { Reason::KekUnproven } else { Reason::KekRevoked };

@@ -24,14 +24,14 @@ use super::support::{
 async fn what_a_purge_overtakes_is_answered_and_not_kept() {
     let bench = Bench::new().await;
     let wrapped = bench.wrap(1).await.unwrap();
-    bench.fake.hold.send_replace(true);
+    bench.backend.hold.send_replace(true);
     let call = tokio::spawn({
         let (bench, wrapped) = (Arc::clone(&bench), wrapped.clone());
         async move { bench.unwrap(&wrapped).await }
     });
-    eventually("it is at the backend", || bench.fake.running() == 1).await;
+    eventually("it is at the backend", || bench.backend.running() == 1).await;
     bench.purge().await;
-    bench.fake.hold.send_replace(false);
+    bench.backend.hold.send_replace(false);
     assert_eq!(call.await.unwrap().unwrap().source, Source::Backend);
     assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "it is back after the purge");
     // The purge is over: what is asked for by now is kept.
@@ -46,14 +46,14 @@ async fn what_a_purge_overtakes_is_answered_and_not_kept() {
 async fn a_first_proof_that_took_long_is_not_good_for_longer() {
     let terms = Terms { interval: Duration::from_secs(4), outage_grace: HOUR };
     let bench = Bench::of(Fake::new(), terms);
-    bench.fake.hold_proofs.send_replace(true);
+    bench.backend.hold_proofs.send_replace(true);
     let asked = Instant::now();
     let proving = tokio::spawn({
         let bench = Arc::clone(&bench);
         async move { bench.prove().await }
     });
     sleep_until((asked + Duration::from_secs(3)).into()).await;
-    bench.fake.hold_proofs.send_replace(false);
+    bench.backend.hold_proofs.send_replace(false);
     proving.await.unwrap();
     let wrapped = bench.wrap(1).await.unwrap();
     bench.unwrap(&wrapped).await.unwrap();
@@ -71,7 +71,7 @@ async fn leader_and_follower(bench: &Arc<Bench>, wrapped: &WrappedDek) -> (Call,
         tokio::spawn(async move { bench.unwrap_in(lane, &wrapped).await })
     };
     let leader = call(Lane::Back);
-    eventually("it is at the backend", || bench.fake.running() == 1).await;
+    eventually("it is at the backend", || bench.backend.running() == 1).await;
     let follower = call(Lane::Front);
     eventually("they share it", || bench.metrics.render().contains("from=\"shared\"} 1")).await;
     (leader, follower)
@@ -82,13 +82,13 @@ async fn who_shares_a_flight_does_not_share_its_deadline() {
     for reason in [Reason::DeadlineExceeded, Reason::Overloaded] {
         let bench = Bench::new().await;
         let wrapped = bench.wrap(1).await.unwrap();
-        bench.fake.hold.send_replace(true);
+        bench.backend.hold.send_replace(true);
         let (leader, follower) = leader_and_follower(&bench, &wrapped).await;
-        bench.fake.failures.lock().unwrap().push_back(Error::new(reason, "the leader's"));
-        bench.fake.hold.send_replace(false);
+        bench.backend.failures.lock().unwrap().push_back(Error::new(reason, "the leader's"));
+        bench.backend.hold.send_replace(false);
         assert_eq!(leader.await.unwrap().unwrap_err().reason(), reason);
         assert_eq!(follower.await.unwrap().unwrap().source, Source::Backend);
-        assert_eq!(bench.fake.unwraps(), 2);
+        assert_eq!(bench.backend.unwraps(), 2);
     }
 }
 
@@ -96,15 +96,15 @@ async fn who_shares_a_flight_does_not_share_its_deadline() {
 async fn whose_second_flight_fails_too_is_told_so() {
     let bench = Bench::new().await;
     let wrapped = bench.wrap(1).await.unwrap();
-    bench.fake.hold.send_replace(true);
+    bench.backend.hold.send_replace(true);
     let (leader, follower) = leader_and_follower(&bench, &wrapped).await;
     for _ in 0..3 {
         let error = Error::new(Reason::Overloaded, "the backend is full");
-        bench.fake.failures.lock().unwrap().push_back(error);
+        bench.backend.failures.lock().unwrap().push_back(error);
     }
-    bench.fake.hold.send_replace(false);
+    bench.backend.hold.send_replace(false);
     for call in [leader, follower] {
         assert_eq!(call.await.unwrap().unwrap_err().reason(), Reason::Overloaded);
     }
-    assert_eq!(bench.fake.unwraps(), 2, "once more, and no more than once");
+    assert_eq!(bench.backend.unwraps(), 2, "once more, and no more than once");
 }

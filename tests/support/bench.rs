@@ -1,4 +1,5 @@
-//! An engine over a fake backend, with no socket in between.
+//! An engine over a backend, the fake one unless a test says otherwise, with no socket in
+//! between.
 
 use std::{
     sync::Arc,
@@ -7,6 +8,7 @@ use std::{
 
 use keyward::{
     auth::{Identity, Permit},
+    backend::Backend,
     cache::CacheSettings,
     carriers::Carrier,
     engine::{Engine, KekSpec, Purged, Unwrapped},
@@ -28,8 +30,8 @@ use super::{
 pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// An engine, and who calls it.
-pub struct Bench {
-    pub fake: Arc<Fake>,
+pub struct Bench<B = Fake> {
+    pub backend: Arc<B>,
     pub engine: Arc<Engine>,
     pub metrics: Arc<Metrics>,
     pub kek: KekName,
@@ -37,27 +39,30 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// With DEKs and leases that last, and proven.
+    /// Over a fake, with DEKs and leases that last, and proven.
     pub async fn new() -> Arc<Self> {
         let bench = Self::of(Fake::new(), Terms { interval: HOUR, outage_grace: HOUR });
         bench.prove().await;
         bench
     }
+}
 
-    /// With nothing proven yet.
-    pub fn of(fake: Arc<Fake>, terms: Terms) -> Arc<Self> {
+impl<B: Backend> Bench<B> {
+    /// With nothing proven yet. The KEK is the key "kek".
+    pub fn of(backend: Arc<B>, terms: Terms) -> Arc<Self> {
         let kek = KekName::parse("orders").unwrap();
-        let metrics = Arc::new(Metrics::new(["orders"], ["fake"]));
+        let metrics = Arc::new(Metrics::new(["orders"], [backend.name()]));
         let spec = KekSpec {
             name: kek.clone(),
-            backend: Arc::clone(&fake) as _,
-            key: KeyRef::parse("orders").unwrap(),
-            algorithm: Algorithm::RsaOaep256,
+            backend: Arc::clone(&backend) as _,
+            key: KeyRef::parse("kek").unwrap(),
+            // SoftHSM does no other; the fake takes any.
+            algorithm: Algorithm::RsaOaep,
         };
         let cache = CacheSettings { capacity: 1024, ttl: HOUR, idle: HOUR };
         let engine = engine(vec![spec], cache, terms, Arc::clone(&metrics));
         let who = Arc::new(Identity::Unix { uid: own_uid(), gid: 0 });
-        Arc::new(Self { fake, engine, metrics, kek, who })
+        Arc::new(Self { backend, engine, metrics, kek, who })
     }
 
     pub async fn prove(&self) {

@@ -17,6 +17,9 @@ pub(super) enum Fault {
     Suspect(Ckr),
     /// No token fits the selector; what there is, for the operator.
     NoToken(String),
+    /// The token cannot be told from another, or not be logged in to, until the operator
+    /// mends what this says.
+    NoLogin(Error),
     /// The key is not on the token.
     KeyGone(String),
     /// A key of that label and id is there, but it is another one.
@@ -52,10 +55,23 @@ impl Fault {
         }
     }
 
+    /// What the operator is told whose sidecar does not start for it: as
+    /// [`Self::into_error`], but a login that fails is his to mend, before anything else.
+    pub(super) fn into_start_error(self) -> Error {
+        match self {
+            Self::NoLogin(error) => error,
+            other => other.into_error(),
+        }
+    }
+
     /// What a caller is told when the ladder has been climbed in vain.
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::Refused(error) => error,
+            Self::NoLogin(error) => cannot_ask(&error),
+            Self::Ckr(error) | Self::Suspect(error) if ckr::class(error.code) == Class::Pin => {
+                cannot_ask(&ckr_error(error))
+            }
             Self::Ckr(error) | Self::Suspect(error) => ckr_error(error),
             Self::NoToken(detail) => {
                 unreachable("the token is not there").with_detail(detail).with_fix(
@@ -85,7 +101,25 @@ fn unreachable(message: &'static str) -> Error {
     Error::new(Reason::BackendUnreachable, message)
 }
 
-fn ckr_error(Ckr { function, code }: Ckr) -> Error {
+/// A login that fails says nothing of any key, so it must not look like a key that is
+/// denied: the token cannot be asked, and for how long DEKs are released all the same is
+/// bounded as in any outage. That goes for a PIN that the token itself refuses, too: PINs
+/// are changed, expire and are locked by mistakes, and whoever wants a key dark can say
+/// so of the key.
+fn cannot_ask(error: &Error) -> Error {
+    let said = Error::new(Reason::BackendUnreachable, error.message().to_owned());
+    let said = match error.fix() {
+        Some(fix) => said.with_fix(fix.to_owned()),
+        None => said,
+    };
+    match error.detail() {
+        Some(detail) => said.with_detail(detail),
+        None => said,
+    }
+}
+
+/// What a code says, in words.
+pub(super) fn ckr_error(Ckr { function, code }: Ckr) -> Error {
     let detail = format!("{function}: {}", ckr::name(code));
     let misconfigured = |message| Error::new(Reason::BackendMisconfigured, message);
     let error = match ckr::class(code) {
@@ -105,4 +139,43 @@ fn ckr_error(Ckr { function, code }: Ckr) -> Error {
             .with_fix("report the token's model: its rules for templates are not known yet"),
     };
     error.with_detail(detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cryptoki_sys::*;
+
+    #[test]
+    fn a_login_that_fails_is_an_outage_unless_the_sidecar_only_starts() {
+        let wrong = || {
+            Error::new(Reason::BackendMisconfigured, "no PIN").with_fix("write it").with_detail("x")
+        };
+        let told = Fault::NoLogin(wrong()).into_error();
+        assert!(told.reason().is_transient(), "{told:?}");
+        assert_eq!(
+            (told.message(), told.fix(), told.detail()),
+            ("no PIN", Some("write it"), Some("x"))
+        );
+        let told = Fault::NoLogin(wrong()).into_start_error();
+        assert_eq!(told.reason(), Reason::BackendMisconfigured);
+        // Modules may say so in the middle of other work.
+        for code in [CKR_PIN_INCORRECT, CKR_PIN_LOCKED, CKR_PIN_EXPIRED] {
+            let told = Fault::Ckr(Ckr { function: "C_DecryptInit", code }).into_error();
+            assert!(told.reason().is_transient(), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_key_is_no_outage() {
+        let said = |code| Fault::Ckr(Ckr { function: "C_Decrypt", code }).into_error();
+        for fault in [
+            said(CKR_KEY_FUNCTION_NOT_PERMITTED),
+            said(CKR_MECHANISM_INVALID),
+            Fault::KeyGone("it".into()).into_error(),
+            Fault::KeyChanged("it".into()).into_error(),
+        ] {
+            assert!(!fault.reason().is_transient(), "{fault:?}");
+        }
+    }
 }

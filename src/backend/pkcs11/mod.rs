@@ -73,7 +73,7 @@ impl Pkcs11Backend {
     pub fn open(settings: Settings) -> Result<Self, Error> {
         let module = Module::open(&settings.module, &settings.module_args)?;
         let token = Token::new(module, settings.clone());
-        let workers = log_in(&token, settings.sessions).map_err(Fault::into_error)?;
+        let workers = log_in(&token, settings.sessions).map_err(Fault::into_start_error)?;
         let Settings { name, queue, call_timeout: patience, .. } = settings;
         let pool = Arc::new(Pool::start(token, &name, workers, queue)?);
         Ok(Self { name, patience, queue, pool, judge: Judge::default() })

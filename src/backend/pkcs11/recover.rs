@@ -53,6 +53,7 @@ pub(super) fn advise(fault: &Fault, climbed: Option<Rung>, of_caller: bool) -> A
         | Fault::KeyChanged(_)
         | Fault::Unconfirmed(_)
         | Fault::Hung(_)
+        | Fault::NoLogin(_)
         | Fault::TooLate
         | Fault::Refused(_) => return Advice::GiveUp,
     };

@@ -5,7 +5,8 @@
 //!
 //! Invariants: a PIN that was refused is not tried again (most tokens lock after a few
 //! tries, some for good); a token that says that the next wrong PIN locks it is left
-//! alone unless the operator allows it.
+//! alone unless the operator allows it. What is wrong with the selector, the flags or the
+//! PIN is [`Fault::NoLogin`]: it is about the token, never about a key.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ use tracing::{info, warn};
 use super::{
     Settings, TokenSelector,
     ckr::{self, Class},
-    fault::Fault,
+    fault::{Fault, ckr_error},
     ffi::Library,
     gate::Pass,
     mechanism::Mechanisms,
@@ -114,18 +115,18 @@ impl Token {
         if !says(CKF_LOGIN_REQUIRED) {
             return Ok(());
         }
-        check_flags(info, self.settings.allow_final_try)?;
+        check_flags(info, self.settings.allow_final_try).map_err(Fault::NoLogin)?;
         if says(CKF_USER_PIN_COUNT_LOW) {
             warn!(token = %label, "a wrong PIN was tried on the token before: few tries are left");
         }
         let pin = match says(CKF_PROTECTED_AUTHENTICATION_PATH) {
             true => None,
-            false => Some(pin::read(&self.settings.pin)?),
+            false => Some(pin::read(&self.settings.pin).map_err(Fault::NoLogin)?),
         };
         if let (Some(pin), Some((refused, error))) = (&pin, &state.refused)
             && refused.ct_eq(pin.expose())
         {
-            return Err(Fault::Refused(error.clone()));
+            return Err(Fault::NoLogin(error.clone()));
         }
         match library.login(keeper, pin.as_ref()) {
             // Logged in by another part of this process; the PIN was not looked at.
@@ -135,12 +136,12 @@ impl Token {
                 Ok(())
             }
             Err(error) if ckr::class(error.code) == Class::Pin => {
-                let error = Fault::from(error).into_error();
+                let error = ckr_error(error);
                 warn!(token = %label, detail = error.detail().unwrap_or("-"), "{error}");
                 if let Some(pin) = pin {
                     state.refused = Some((pin, error.clone()));
                 }
-                Err(Fault::Refused(error))
+                Err(Fault::NoLogin(error))
             }
             Err(error) => Err(error.into()),
         }
@@ -184,7 +185,7 @@ fn find(library: &Library, wanted: &TokenSelector) -> Result<(CK_SLOT_ID, TokenI
     }
     if fitting.len() > 1 {
         let serials: Vec<_> = fitting.iter().map(|(_, info)| info.serial.as_str()).collect();
-        return Err(Fault::Refused(
+        return Err(Fault::NoLogin(
             Error::new(
                 Reason::BackendMisconfigured,
                 format!("{} tokens have this label", fitting.len()),

@@ -1,7 +1,7 @@
 //! The configured KEKs and what is known of their versions.
 //!
-//! Writers are [`Kek::verify`], which reads the backend, and [`Kek::revoke`]; each swaps a
-//! new [`Known`] in. Readers take a snapshot and never wait.
+//! Writers are [`Kek::verify`] (in `rounds.rs`), which reads the backend, and
+//! [`Kek::revoke`]; each swaps a new [`Known`] in. Readers take a snapshot and never wait.
 //!
 //! Invariants: a version's lease lives for as long as the same key material keeps proving
 //! itself, and ends the moment that a newer `Known` no longer vouches for it. A KEK that
@@ -18,16 +18,16 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tracing::warn;
 
-use super::custody::Custody;
+use super::{custody::Custody, rounds::proofs_at_once};
 use crate::{
     backend::Backend,
     error::{Error, Reason},
     kek::{
-        Algorithm, KekName, KeyRef, Proof, Purpose, State, UsableVersion, Version, VersionId,
-        VersionInfo, VersionSet, current,
+        Algorithm, KekName, KeyRef, Purpose, UsableVersion, Version, VersionId, VersionInfo,
+        VersionSet, current,
     },
     lanes::Lanes,
     lease::{Lease, Standing},
@@ -54,8 +54,10 @@ pub(super) struct Kek {
     /// To its backend; shared with the other KEKs there.
     pub(super) lanes: Lanes,
     known: ArcSwap<Known>,
+    /// Places for proofs at its backend; shared like the lanes, which proofs do not wait in.
+    pub(super) proofs: Arc<Semaphore>,
     /// Held while the backend is asked, so that two readings do not race.
-    reading: tokio::sync::Mutex<()>,
+    pub(super) reading: tokio::sync::Mutex<()>,
     /// Held while `known` is replaced.
     revocation: Mutex<Revocation>,
     /// Leases that lapsed and whose DEKs were wiped since.
@@ -88,6 +90,8 @@ pub(super) struct Leased {
     pub(super) version: Version,
     /// `None` while it is not proven, or was denied.
     pub(super) lease: Option<Arc<Lease>>,
+    /// When it was last asked to prove itself, whatever came of it.
+    pub(super) asked: Option<Instant>,
 }
 
 /// A version that may be used now, and the lease that says so.
@@ -108,19 +112,23 @@ pub(super) struct Catalog {
 impl Catalog {
     pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics) -> Self {
         // KEKs of one backend share its lanes.
-        let mut lanes: Vec<(Arc<dyn Backend>, Lanes)> = Vec::new();
+        let mut ways: Vec<(Arc<dyn Backend>, Lanes, Arc<Semaphore>)> = Vec::new();
         let mut keks = BTreeMap::new();
         for spec in specs {
-            let known = lanes.iter().find(|(backend, _)| Arc::ptr_eq(backend, &spec.backend));
-            let to_backend = known.map(|(_, lanes)| lanes.clone()).unwrap_or_else(|| {
-                let room = spec.backend.room();
-                let made = Lanes::new(room.at_once, room.waiting);
-                lanes.push((Arc::clone(&spec.backend), made.clone()));
-                made
-            });
-            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, to_backend, metrics)));
+            let known = ways.iter().find(|(backend, ..)| Arc::ptr_eq(backend, &spec.backend));
+            let (lanes, proofs) = match known {
+                Some((_, lanes, proofs)) => (lanes.clone(), Arc::clone(proofs)),
+                None => {
+                    let room = spec.backend.room();
+                    let lanes = Lanes::new(room.at_once, room.waiting);
+                    let proofs = Arc::new(Semaphore::new(proofs_at_once(room)));
+                    ways.push((Arc::clone(&spec.backend), lanes.clone(), Arc::clone(&proofs)));
+                    (lanes, proofs)
+                }
+            };
+            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, lanes, proofs, metrics)));
         }
-        Self { keks, lanes: lanes.into_iter().map(|(_, lanes)| lanes).collect() }
+        Self { keks, lanes: ways.into_iter().map(|(_, lanes, _)| lanes).collect() }
     }
 
     /// The lanes to each backend.
@@ -142,12 +150,13 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, lanes: Lanes, metrics: &Metrics) -> Self {
+    fn new(spec: KekSpec, lanes: Lanes, proofs: Arc<Semaphore>, metrics: &Metrics) -> Self {
         let known = Known::trouble(unread(&spec.name));
         Self {
             metrics: metrics.kek(spec.name.as_str()),
             spec,
             lanes,
+            proofs,
             known: ArcSwap::from_pointee(known),
             reading: tokio::sync::Mutex::default(),
             revocation: Mutex::default(),
@@ -261,72 +270,6 @@ impl Kek {
         result
     }
 
-    /// Reads the versions from the backend, has each prove itself, and renews, grants or
-    /// ends their leases by what came of it.
-    ///
-    /// `Err` only if the backend could not be asked: what was known then stays, and
-    /// grows older. What the backend did say, good or bad, is taken over.
-    pub(super) async fn verify(
-        &self,
-        custody: &Arc<Custody>,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let _one_at_a_time = self.reading.lock().await;
-        let asked_under = self.revocation().changes;
-        let KekSpec { backend, key, algorithm, .. } = &self.spec;
-        let before = self.known.load_full();
-        let found = match backend.versions(key, *algorithm, deadline).await {
-            Ok(found) => found,
-            Err(error) if error.reason().is_transient() => {
-                before.leases().for_each(|lease| _ = lease.note_outage(custody.terms));
-                return Err(error);
-            }
-            Err(error) => {
-                self.learn(Known::trouble(error), asked_under, custody);
-                return Ok(());
-            }
-        };
-        let mut versions = Vec::with_capacity(found.len());
-        let mut unreachable = None;
-        for info in found {
-            let earlier = before
-                .versions
-                .get(&info.id)
-                .filter(|leased| leased.version.info().fingerprint == info.fingerprint);
-            // Not the moment that the backend gives: a call that waited in its queue
-            // proves nothing of the time before.
-            let asked = Instant::now();
-            let proof = backend.prove(&info, *algorithm, deadline).await;
-            let (proof, lease) = match proof {
-                Ok(at) => (Proof::Proven { at }, Some(renewed(earlier, asked, custody))),
-                Err(error) if error.reason().is_transient() => {
-                    unreachable = Some(error);
-                    out_of_reach(earlier, custody)
-                }
-                Err(error) => (Proof::Failed(error), None),
-            };
-            let version = Version::new(Arc::new(info), proof);
-            // What is expired or disabled has no right to be used, though it still works.
-            let lease = lease.filter(|_| version.state(SystemTime::now()) == State::Active);
-            versions.push(Leased { version, lease });
-        }
-        match VersionSet::new(versions) {
-            Ok(versions) => self.learn(Known { versions, trouble: None }, asked_under, custody),
-            Err(twin) => self.learn(
-                Known::trouble(
-                    Error::new(
-                        Reason::BackendMisconfigured,
-                        format!("two versions of KEK {} are both called {twin}", self.spec.name),
-                    )
-                    .with_fix("give each key of this label a CKA_ID of its own"),
-                ),
-                asked_under,
-                custody,
-            ),
-        }
-        unreachable.map_or(Ok(()), Err)
-    }
-
     /// Takes the KEK away until [`Self::restore`]. When it returns, nothing of it is
     /// cached, and no call that has not been answered will be. The connections that carried
     /// its DEKs are the caller's to close. Returns how many DEKs were wiped.
@@ -390,13 +333,18 @@ impl Kek {
         deks
     }
 
+    /// How often the KEK was revoked or restored; for [`Self::learn`].
+    pub(super) fn changes(&self) -> u64 {
+        self.revocation().changes
+    }
+
     fn revocation(&self) -> MutexGuard<'_, Revocation> {
         self.revocation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over what a reading found that began under this count of changes, unless the
     /// KEK is revoked, or was meanwhile.
-    fn learn(&self, known: Known, asked_under: u64, custody: &Arc<Custody>) {
+    pub(super) fn learn(&self, known: Known, asked_under: u64, custody: &Arc<Custody>) {
         let revocation = self.revocation();
         if !revocation.revoked
             && revocation.changes == asked_under
@@ -423,24 +371,6 @@ impl Kek {
     }
 }
 
-/// The lease of a version that has just proven itself.
-fn renewed(earlier: Option<&Leased>, asked: Instant, custody: &Custody) -> Arc<Lease> {
-    let earlier = earlier.and_then(|leased| leased.lease.as_ref());
-    match earlier.filter(|lease| lease.renew(asked, custody.terms)) {
-        Some(lease) => Arc::clone(lease),
-        None => Lease::grant(asked, custody.terms),
-    }
-}
-
-/// What remains of a version that could not be asked: what it had.
-fn out_of_reach(earlier: Option<&Leased>, custody: &Custody) -> (Proof, Option<Arc<Lease>>) {
-    let Some(Leased { version, lease }) = earlier else { return (Proof::Unproven, None) };
-    if let Some(lease) = lease {
-        lease.note_outage(custody.terms);
-    }
-    (version.proof().clone(), lease.clone())
-}
-
 fn unread(name: &KekName) -> Error {
     Error::new(Reason::KekUnproven, format!("KEK {name} has not been read from its backend yet"))
 }
@@ -451,7 +381,7 @@ fn revoked_error(name: &KekName) -> Error {
 }
 
 impl Known {
-    fn trouble(error: Error) -> Self {
+    pub(super) fn trouble(error: Error) -> Self {
         Self { versions: VersionSet::default(), trouble: Some(error) }
     }
 

@@ -12,6 +12,7 @@ mod generate;
 mod prover;
 mod purge;
 mod rewrap;
+mod rounds;
 mod samples;
 mod unwrap;
 mod wrap;

@@ -1,9 +1,10 @@
-//! Keeps every KEK proven: reads its versions and has each prove itself, well before
-//! their leases lapse, with jitter so that a fleet does not ask in step; sooner where the
-//! backend could not be asked, and at once when an operation met a key that is not what
-//! the catalogue says.
+//! Keeps every KEK proven: a round (`rounds.rs`) well before its leases lapse, with jitter
+//! so that a fleet does not ask in step; sooner where the backend could not be asked, or
+//! not for every version in time, and soon when an operation met a key that is not what the
+//! catalogue says.
 //!
-//! Each KEK has a task of its own, so that a backend that hangs keeps no other waiting.
+//! Each KEK has a task of its own, so that a backend that hangs keeps no KEK of another
+//! waiting. KEKs of one backend share its places for proofs.
 
 use std::{
     sync::Arc,
@@ -45,7 +46,7 @@ pub async fn keep_proven(engine: Arc<Engine>) {
 /// Keeps one KEK proven.
 async fn keep(kek: Arc<Kek>, custody: Arc<Custody>) {
     let terms = custody.terms;
-    // It was proven a while ago, if there are many.
+    // Zero if it is still to be proven: whoever does that then, this is before it lapses.
     let mut pause = renew_in(kek.proof_age(Instant::now()), terms, jitter());
     let mut told = None;
     loop {
@@ -69,7 +70,8 @@ async fn keep(kek: Arc<Kek>, custody: Arc<Custody>) {
 }
 
 /// A round ends before the leases lapse that it is to renew, so that it is known by then
-/// whether the backend can be asked.
+/// whether the backend can be asked. If that is too short for all versions, the next round
+/// begins with the others.
 fn round_deadline(terms: Terms) -> Duration {
     (terms.interval / 4).clamp(Duration::from_millis(250), ROUND_MAX)
 }

@@ -37,8 +37,8 @@ impl Engine {
         });
         for kek in self.catalog.iter() {
             let known = kek.known();
-            samples.leases.extend(known.versions.iter().map(|Leased { version, lease }| {
-                LeaseSample {
+            samples.leases.extend(known.versions.iter().map(
+                |Leased { version, lease, .. }| LeaseSample {
                     kek: kek.spec.name.to_string(),
                     version: version.info().id.to_string(),
                     age_seconds: lease.as_ref().map(|lease| lease.age(now).as_secs_f64()),
@@ -48,8 +48,8 @@ impl Engine {
                         Some(Standing::Lapsed { .. }) => "lapsed",
                         Some(Standing::Ended) | None => "none",
                     },
-                }
-            }));
+                },
+            ));
         }
     }
 }

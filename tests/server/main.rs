@@ -11,6 +11,7 @@ mod hostile;
 mod lifecycle;
 mod purge;
 mod revocation;
+mod rounds;
 mod streams;
 mod tls;
 mod unwraps;

@@ -2,6 +2,7 @@
 //! between.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -48,19 +49,26 @@ impl Bench {
 }
 
 impl<B: Backend> Bench<B> {
-    /// With nothing proven yet. The KEK is the key "kek".
+    /// With nothing proven yet.
     pub fn of(backend: Arc<B>, terms: Terms) -> Arc<Self> {
+        Self::beside(backend, terms, None)
+    }
+
+    /// The same, with a KEK "slow" beside it that lives in another backend.
+    pub fn beside(backend: Arc<B>, terms: Terms, slow: Option<Arc<Fake>>) -> Arc<Self> {
         let kek = KekName::parse("orders").unwrap();
-        let metrics = Arc::new(Metrics::new(["orders"], [backend.name()]));
-        let spec = KekSpec {
-            name: kek.clone(),
-            backend: Arc::clone(&backend) as _,
+        let metrics = Arc::new(Metrics::new(["orders", "slow"], [backend.name()]));
+        let spec = |name: &str, backend: Arc<dyn Backend>| KekSpec {
+            name: KekName::parse(name).unwrap(),
+            backend,
             key: KeyRef::parse("kek").unwrap(),
             // SoftHSM does no other; the fake takes any.
             algorithm: Algorithm::RsaOaep,
         };
+        let mut specs = vec![spec("orders", Arc::clone(&backend) as _)];
+        specs.extend(slow.map(|slow| spec("slow", slow)));
         let cache = CacheSettings { capacity: 1024, ttl: HOUR, idle: HOUR };
-        let engine = engine(vec![spec], cache, terms, Arc::clone(&metrics));
+        let engine = engine(specs, cache, terms, Arc::clone(&metrics));
         let who = Arc::new(Identity::Unix { uid: own_uid(), gid: 0 });
         Arc::new(Self { backend, engine, metrics, kek, who })
     }
@@ -92,6 +100,27 @@ impl<B: Backend> Bench<B> {
 
     pub async fn purge(&self) -> Purged {
         self.engine.purge(vec![self.permit(Op::Purge)], &Carrier::new()).await.unwrap()
+    }
+
+    /// State and age of each of its leases, in seconds, by version.
+    pub fn leases(&self) -> BTreeMap<String, (String, f64)> {
+        let metrics = self.metrics.render();
+        let of = |line: &str, label: &str| {
+            let value = line.split(&format!("{label}=\"")).nth(1)?;
+            Some(value.split('"').next()?.to_owned())
+        };
+        let mine = |line: &&str| of(line, "kek").is_some_and(|kek| kek == "orders");
+        let mut leases = BTreeMap::<_, (String, f64)>::new();
+        for line in metrics.lines().filter(mine) {
+            let Some(version) = of(line, "version") else { continue };
+            let lease = leases.entry(version).or_default();
+            if let Some(state) = of(line, "state") {
+                lease.0 = state;
+            } else {
+                lease.1 = line.rsplit(' ').next().unwrap().parse().unwrap();
+            }
+        }
+        leases
     }
 
     pub fn entries(&self) -> String {

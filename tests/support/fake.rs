@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use keyward::{
@@ -18,19 +18,26 @@ use keyward::{
     },
     secret::Secret,
 };
-use tokio::{sync::watch, time::timeout_at};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout_at},
+};
 use tonic::async_trait;
 
 pub struct Fake {
     versions: Mutex<Vec<u8>>,
     /// While true, unwraps and random bytes hang until their deadline.
     pub hold: watch::Sender<bool>,
-    /// While true, proofs hang.
+    /// While true, proofs hang until their deadline.
     pub hold_proofs: watch::Sender<bool>,
     /// What the next unwraps fail with.
     pub failures: Mutex<VecDeque<Error>>,
     /// What proofs fail with, for as long as it is set.
     denial: Mutex<Option<Error>>,
+    /// How long a proof takes.
+    pub proof_takes: Mutex<Duration>,
+    proving: AtomicUsize,
+    proving_peak: AtomicUsize,
     /// Operations at once.
     at_once: usize,
     running: AtomicUsize,
@@ -46,6 +53,9 @@ impl Default for Fake {
             hold_proofs: watch::Sender::new(false),
             failures: Mutex::default(),
             denial: Mutex::default(),
+            proof_takes: Mutex::default(),
+            proving: AtomicUsize::new(0),
+            proving_peak: AtomicUsize::new(0),
             at_once: 1024,
             running: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
@@ -77,6 +87,11 @@ impl Fake {
     /// Most operations that were in work at once.
     pub fn peak(&self) -> usize {
         self.peak.load(Ordering::SeqCst)
+    }
+
+    /// Most proofs that were in work at once.
+    pub fn proving_peak(&self) -> usize {
+        self.proving_peak.load(Ordering::SeqCst)
     }
 
     /// Unwraps that were asked for.
@@ -167,11 +182,22 @@ impl Backend for Fake {
         &self,
         _version: &VersionInfo,
         _algorithm: Algorithm,
-        _deadline: Instant,
+        deadline: Instant,
     ) -> Result<SystemTime, Error> {
         let asked = SystemTime::now();
+        let proving = self.proving.fetch_add(1, Ordering::SeqCst) + 1;
+        self.proving_peak.fetch_max(proving, Ordering::SeqCst);
+        let takes = *self.proof_takes.lock().unwrap();
         let mut hold = self.hold_proofs.subscribe();
-        let _free = hold.wait_for(|hold| !*hold).await;
+        let proof = async {
+            drop(hold.wait_for(|hold| !*hold).await);
+            sleep(takes).await;
+        };
+        let in_time = timeout_at(deadline.into(), proof).await;
+        self.proving.fetch_sub(1, Ordering::SeqCst);
+        if in_time.is_err() {
+            return Err(Error::new(Reason::DeadlineExceeded, "the fake was told to take long"));
+        }
         self.check_denial()?;
         Ok(asked)
     }

@@ -1,0 +1,60 @@
+//! Rounds of proofs, against the engine alone: many versions, slow backends.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use keyward::{
+    engine,
+    error::Reason,
+    lease::Terms,
+};
+use tokio::time::sleep;
+
+use super::support::{
+    bench::{Bench, HOUR},
+    fake::Fake,
+};
+
+/// A bench whose KEK has versions 1 to `versions`, over a backend that takes `at_once`.
+fn with_versions(versions: u8, at_once: usize, terms: Terms) -> Arc<Bench> {
+    let fake = Fake::of(at_once);
+    (2..=versions).for_each(|n| fake.rotate(n));
+    Bench::of(fake, terms)
+}
+
+fn proofs_take(bench: &Bench, time: Duration) {
+    *bench.backend.proof_takes.lock().unwrap() = time;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_version_starves_where_a_round_is_too_short_for_all() {
+    // A round is half a second: at two at once there is time for 20.
+    let terms = Terms { interval: Duration::from_secs(2), outage_grace: HOUR };
+    let bench = with_versions(30, 4, terms);
+    bench.prove().await;
+    proofs_take(&bench, Duration::from_millis(50));
+    let keeping = tokio::spawn(engine::keep_proven(Arc::clone(&bench.engine)));
+    // Long enough for a lease that nobody renews to show.
+    sleep(Duration::from_secs(6)).await;
+    let leases = bench.leases();
+    assert_eq!(leases.len(), 30);
+    let starved: Vec<_> = leases.iter().filter(|(_, (_, age))| *age > 3.0).collect();
+    assert!(starved.is_empty(), "{starved:?}");
+    assert_eq!(bench.backend.proving_peak(), 2, "the backend is callers' too");
+    keeping.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_was_too_short_is_no_outage_of_young_leases() {
+    let bench = with_versions(10, 2, Terms { interval: HOUR, outage_grace: HOUR });
+    bench.prove().await;
+    proofs_take(&bench, Duration::from_millis(100));
+    let soon = Instant::now() + Duration::from_millis(350);
+    let late = bench.engine.verify(&bench.kek, soon).await.expect_err("there is no time for ten");
+    assert_eq!(late.reason(), Reason::DeadlineExceeded);
+    let leases = bench.leases();
+    assert_eq!(leases.len(), 10);
+    assert!(leases.values().all(|(state, _)| state == "live"), "{leases:?}");
+}

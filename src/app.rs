@@ -4,7 +4,7 @@
 //! load, a token that is not there, a wrong PIN, an algorithm that the token refuses. (A
 //! supervisor starts it again.) It does not fail on a key that is gone, expired or
 //! disabled: other KEKs must be served all the same, so those leave the sidecar up, not
-//! ready, and trying.
+//! ready, and trying; what is proven by then is kept so (`engine::prove`).
 
 use std::{
     fmt,
@@ -18,9 +18,8 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
-    time::sleep,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     alloc,
@@ -28,17 +27,11 @@ use crate::{
     cache::Cache,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
-    error::{Error, Reason},
-    kek::KekName,
+    error::Error,
     observe::{self, Metrics},
     secret::{self, Protection, SlabError},
     server::{self, Served, SetupError},
 };
-
-/// How long one KEK's first self-test may take.
-const FIRST_PROOF: Duration = Duration::from_secs(30);
-/// How often a start-up that is not ready tries again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the sidecar could not start, or had to stop.
 #[derive(Debug)]
@@ -124,19 +117,15 @@ async fn run(config: Config) -> Result<(), StartError> {
     let proving = tokio::spawn({
         let engine = Arc::clone(&engine);
         async move {
-            let unready = match prove_all(&engine).await {
-                Ok(unready) => unready,
-                Err(error) => return drop(give_up.send(error)),
-            };
-            let get_ready = async {
-                prove_the_rest(&engine, unready).await;
+            let get_ready = || {
                 ready.send_replace(true);
                 notify_supervisor(NotifyState::Ready);
                 info!("ready");
             };
-            // Those that are proven stay so, however long the rest takes.
-            let keep_proven = engine::keep_proven(Arc::clone(&engine));
-            tokio::join!(get_ready, keep_proven);
+            let (kek, error) = engine::prove(engine, get_ready).await;
+            let fatal = StartError::of(format!("KEK {kek} cannot be used"), &error);
+            // Unless the sidecar ends already.
+            drop(give_up.send(fatal));
         }
     });
 
@@ -210,44 +199,6 @@ fn kek_specs(keks: &[KekConfig], backends: &[Arc<dyn Backend>]) -> Vec<KekSpec> 
         algorithm: kek.algorithm,
     };
     keks.iter().map(spec).collect()
-}
-
-/// Proves every KEK once, and returns those that are not ready. `Err` if only the
-/// operator can help.
-async fn prove_all(engine: &Engine) -> Result<Vec<(KekName, Reason)>, StartError> {
-    let mut unready = Vec::new();
-    for name in engine.names() {
-        let Err(error) = engine.verify(name, Instant::now() + FIRST_PROOF).await else { continue };
-        if error.reason() == Reason::BackendMisconfigured {
-            return Err(StartError::of(format!("KEK {name} cannot be used"), &error));
-        }
-        tell_not_ready(name, &error);
-        unready.push((name.clone(), error.reason()));
-    }
-    Ok(unready)
-}
-
-/// Proves what is not ready yet, for as long as it takes.
-async fn prove_the_rest(engine: &Engine, mut unready: Vec<(KekName, Reason)>) {
-    while !unready.is_empty() {
-        sleep(RETRY).await;
-        let mut still = Vec::new();
-        for (name, told) in unready {
-            if let Err(error) = engine.verify(&name, Instant::now() + FIRST_PROOF).await {
-                // Once for each new trouble, not once a second.
-                if error.reason() != told {
-                    tell_not_ready(&name, &error);
-                }
-                still.push((name, error.reason()));
-            }
-        }
-        unready = still;
-    }
-}
-
-fn tell_not_ready(name: &KekName, error: &Error) {
-    let (fix, detail) = (error.fix().unwrap_or("-"), error.detail().unwrap_or("-"));
-    error!(kek = %name, reason = %error.reason(), fix, detail, "not ready: {error}");
 }
 
 /// Tells systemd, if it supervises us (`Type=notify`).

@@ -14,6 +14,7 @@ mod purge;
 mod rewrap;
 mod rounds;
 mod samples;
+mod startup;
 mod unwrap;
 mod wrap;
 
@@ -27,6 +28,7 @@ pub use custody::Purged;
 pub use describe::{KekDescription, VersionDescription};
 pub use prover::keep_proven;
 pub use rewrap::Rewrapped;
+pub use startup::prove;
 pub use unwrap::{Source, Unwrapped};
 
 use crate::{

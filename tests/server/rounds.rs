@@ -1,4 +1,5 @@
-//! Rounds of proofs, against the engine alone: many versions, slow backends.
+//! Rounds of proofs, against the engine alone: many versions, slow backends, a start-up
+//! that takes long.
 
 use std::{
     sync::Arc,
@@ -6,7 +7,7 @@ use std::{
 };
 
 use keyward::{
-    engine,
+    engine::{self, Source},
     error::Reason,
     lease::Terms,
 };
@@ -15,6 +16,7 @@ use tokio::time::sleep;
 use super::support::{
     bench::{Bench, HOUR},
     fake::Fake,
+    sidecar::eventually,
 };
 
 /// A bench whose KEK has versions 1 to `versions`, over a backend that takes `at_once`.
@@ -57,4 +59,25 @@ async fn a_round_that_was_too_short_is_no_outage_of_young_leases() {
     let leases = bench.leases();
     assert_eq!(leases.len(), 10);
     assert!(leases.values().all(|(state, _)| state == "live"), "{leases:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_proven_stays_so_while_a_start_up_waits_for_the_rest() {
+    let terms = Terms { interval: Duration::from_secs(2), outage_grace: Duration::ZERO };
+    let slow = Fake::new();
+    slow.hold_proofs.send_replace(true);
+    let bench = Bench::beside(Fake::new(), terms, Some(Arc::clone(&slow)));
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let ready = move || ready.send(()).unwrap();
+    let proving = tokio::spawn(engine::prove(Arc::clone(&bench.engine), ready));
+    eventually("the first is proven", || !bench.leases().is_empty()).await;
+    let wrapped = bench.wrap(1).await.unwrap();
+    assert_eq!(bench.unwrap(&wrapped).await.unwrap().source, Source::Backend);
+    sleep(Duration::from_secs(5)).await;
+    // Neither lapsed nor wiped, though the other one's first proof is still awaited.
+    assert_eq!(bench.unwrap(&wrapped).await.unwrap().source, Source::Cache);
+    assert!(is_ready.try_recv().is_err(), "it is not ready");
+    slow.hold_proofs.send_replace(false);
+    eventually("it is ready", || is_ready.try_recv().is_ok()).await;
+    proving.abort();
 }

@@ -1,0 +1,86 @@
+//! Start-up: the first proof of each KEK, while those that have theirs are kept proven.
+//!
+//! A first proof may take long, and there may be many to come. Nothing that was granted
+//! meanwhile waits for the rest: leases are renewed, and what expires or lapses is wiped,
+//! from the first moment on.
+
+use std::{
+    future::pending,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+use tracing::error;
+
+use super::{Engine, keep_proven};
+use crate::{
+    error::{Error, Reason},
+    kek::KekName,
+};
+
+/// How long one KEK's first self-test may take.
+const FIRST_PROOF: Duration = Duration::from_secs(30);
+
+/// How often a start-up that is not ready tries again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Proves every KEK, calls `ready` once each of them can wrap, and keeps them proven. Runs
+/// until it is dropped, or returns what only the operator can mend, and the KEK that it was
+/// found with.
+pub async fn prove(engine: Arc<Engine>, ready: impl FnOnce()) -> (KekName, Error) {
+    let get_ready = async {
+        match prove_all(&engine).await {
+            Ok(unready) => prove_the_rest(&engine, unready).await,
+            Err(fatal) => return fatal,
+        }
+        ready();
+        pending().await
+    };
+    let keep_on = async {
+        keep_proven(Arc::clone(&engine)).await;
+        pending().await
+    };
+    tokio::select! {
+        fatal = get_ready => fatal,
+        fatal = keep_on => fatal,
+    }
+}
+
+/// Proves every KEK once, and returns those that are not ready. `Err` if only the
+/// operator can help.
+async fn prove_all(engine: &Engine) -> Result<Vec<(KekName, Reason)>, (KekName, Error)> {
+    let mut unready = Vec::new();
+    for name in engine.names() {
+        let Err(error) = engine.verify(name, Instant::now() + FIRST_PROOF).await else { continue };
+        if error.reason() == Reason::BackendMisconfigured {
+            return Err((name.clone(), error));
+        }
+        tell_not_ready(name, &error);
+        unready.push((name.clone(), error.reason()));
+    }
+    Ok(unready)
+}
+
+/// Proves what is not ready yet, for as long as it takes.
+async fn prove_the_rest(engine: &Engine, mut unready: Vec<(KekName, Reason)>) {
+    while !unready.is_empty() {
+        sleep(RETRY).await;
+        let mut still = Vec::new();
+        for (name, told) in unready {
+            if let Err(error) = engine.verify(&name, Instant::now() + FIRST_PROOF).await {
+                // Once for each new trouble, not once a second.
+                if error.reason() != told {
+                    tell_not_ready(&name, &error);
+                }
+                still.push((name, error.reason()));
+            }
+        }
+        unready = still;
+    }
+}
+
+fn tell_not_ready(name: &KekName, error: &Error) {
+    let (fix, detail) = (error.fix().unwrap_or("-"), error.detail().unwrap_or("-"));
+    error!(kek = %name, reason = %error.reason(), fix, detail, "not ready: {error}");
+}

@@ -133,12 +133,17 @@ impl Caller {
                 }
             };
             tokio::select! {
-                // A drain ends connections too: it is the reason to tell.
-                biased;
                 // An `Err` says that the server is gone, which is a shutdown too.
-                _ = draining.wait_for(|draining| *draining) => shutting_down(),
-                _ = closing.wait_for(|urgency| *urgency != Urgency::None) => connection_ending(),
-                () = late => Error::new(Reason::DeadlineExceeded, "the stream's deadline passed"),
+                _ = draining.wait_for(|draining| *draining) => return shutting_down(),
+                _ = closing.wait_for(|urgency| *urgency != Urgency::None) => {}
+                () = late => {
+                    return Error::new(Reason::DeadlineExceeded, "the stream's deadline passed");
+                }
+            }
+            // A drain ends connections too: it is the reason to tell, whichever is seen first.
+            match *draining.borrow() {
+                true => shutting_down(),
+                false => connection_ending(),
             }
         })
     }

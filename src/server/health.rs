@@ -65,21 +65,21 @@ struct Watcher {
 impl Watcher {
     /// The status, once it is another one than was told; `None` when it is to let go.
     async fn next(&mut self) -> Option<ServingStatus> {
+        let mut ends = false;
         loop {
             let status = self.health.status();
             if self.told != Some(status) {
                 self.told = Some(status);
                 return Some(status);
             }
-            if *self.health.draining.borrow() {
+            if ends || *self.health.draining.borrow() {
                 return None;
             }
-            tokio::select! {
-                // A drain ends connections too: it is told first.
-                biased;
-                () = self.health.changed() => {}
-                () = ending(&mut self.closing) => return None,
-            }
+            // A drain ends connections too; it is in the status before that, and told first.
+            ends = tokio::select! {
+                () = self.health.changed() => false,
+                () = ending(&mut self.closing) => true,
+            };
         }
     }
 }

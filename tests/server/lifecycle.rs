@@ -103,7 +103,7 @@ async fn calls_in_work_are_finished_and_no_new_connection_gets_in() {
     }
     assert!(answers.next().await.unwrap().unwrap().outcome.is_ok());
     let end = answers.next().await.unwrap().unwrap_err();
-    assert_eq!(end.reason(), "SHUTTING_DOWN");
+    assert_eq!(end.reason(), "SHUTTING_DOWN", "{end}");
     assert!(end.retry_after().is_some());
     let started = Instant::now();
     sidecar.ended().await;

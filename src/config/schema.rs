@@ -163,8 +163,9 @@ pub(super) static ADMIN: Key = Key::optional("admin", Kind::Text, r#""127.0.0.1:
 
 pub(super) static CONNECTION_AGE: Key =
     Key::default("connection_age", Kind::Duration { min: "1s", max: "24h" }, r#""10m""#).doc(
-        "How long a connection lives; clients open another without an error. It bounds how long\n\
-         a DEK can stay in the buffers of a connection that it went over.",
+        "How long a connection lives, or up to a tenth less; calls in work get a minute more. Our\n\
+         client opens another without an error; others have to send again what just missed it. It\n\
+         bounds how long a DEK can stay in the buffers of a connection that it went over.",
     );
 
 pub(super) static DRAIN: Key =
@@ -330,8 +331,10 @@ pub(super) static LIMITS: Section = Section {
 };
 
 pub(super) static CONNECTIONS: Key =
-    Key::default("connections", Kind::Number { min: 1, max: 65_536 }, "4096")
-        .doc("Connections at once. Beyond it new ones are closed at once.");
+    Key::default("connections", Kind::Number { min: 1, max: 65_536 }, "4096").doc(
+        "Connections at once. Beyond it new ones are closed at once. Each takes an open file; so\n\
+             do up to 1024 of each listener whose peer is not known yet.",
+    );
 
 pub(super) static POLICY: Section = Section {
     name: "policy",

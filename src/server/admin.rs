@@ -8,8 +8,8 @@
 //! gain from keeping its connection.) Silent peers keep nobody out: beyond the limit the
 //! oldest connection is closed. It shares no bound with callers, so that nobody here can
 //! take a place from one there; it shares their threads, so the page of metrics, which takes
-//! milliseconds where there are many KEKs, is made at most once a second. It answers until
-//! the drain has ended.
+//! the longer the more KEKs there are, is made at most once a second. It answers until the
+//! drain has ended.
 
 use std::{
     convert::Infallible,

@@ -44,6 +44,8 @@ pub mod cache;
 #[cfg(feature = "server")]
 pub mod carriers;
 #[cfg(feature = "server")]
+pub mod guard;
+#[cfg(feature = "server")]
 pub mod lanes;
 #[cfg(feature = "server")]
 pub mod lease;

@@ -29,6 +29,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     // around it
     ("cache", 4, &["secret", "error", "op", "kek", "envelope", "observe"]),
     ("carriers", 4, &["kek"]),
+    ("guard", 4, &["secret", "error", "kek", "backend"]),
     ("lanes", 4, &["error"]),
     ("lease", 4, &[]),
     // use cases

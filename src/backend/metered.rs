@@ -94,6 +94,14 @@ impl Backend for Metered {
         self.time(HsmOp::Random, self.inner.random(len, deadline)).await
     }
 
+    fn wraps_locally(&self, algorithm: Algorithm) -> bool {
+        self.inner.wraps_locally(algorithm)
+    }
+
+    fn units(&self, version: &VersionInfo) -> u32 {
+        self.inner.units(version)
+    }
+
     fn room(&self) -> Room {
         self.inner.room()
     }

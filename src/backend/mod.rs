@@ -100,6 +100,13 @@ pub trait Backend: Send + Sync + 'static {
     /// none.
     async fn random(&self, len: usize, deadline: Instant) -> Result<Option<Secret>, Error>;
 
+    /// Whether [`Backend::wrap`] with `algorithm` asks no device, and so may be done
+    /// however busy or far away the device is.
+    fn wraps_locally(&self, algorithm: Algorithm) -> bool;
+
+    /// What an operation on `version` counts for, in units of [`Room::ceiling`].
+    fn units(&self, version: &VersionInfo) -> u32;
+
     /// How much work it takes.
     fn room(&self) -> Room;
 
@@ -112,12 +119,26 @@ pub trait Backend: Send + Sync + 'static {
 
 /// How much work a backend takes. What is more waits in front of it, where the order
 /// can still be chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Room {
     /// Operations at once that keep it busy; more would only queue inside.
     pub at_once: usize,
-    /// Operations that may wait.
+    /// Operations that may wait, of each class.
     pub waiting: usize,
+    /// How often an operation is attempted before its failure is believed. 1 for a backend
+    /// that tries again by itself.
+    pub attempts: u32,
+    /// How much it may be asked for in a time; `None` if it takes what it can.
+    pub ceiling: Option<Ceiling>,
+}
+
+/// How much a backend may be asked for. A unit is whatever the backend counts in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceiling {
+    /// Units in a second, in the long run; more than 0.
+    pub per_second: f64,
+    /// Units at once, after a pause; at least 1.
+    pub burst: f64,
 }
 
 /// Security officers' work: create and list keys.

@@ -243,8 +243,16 @@ impl Backend for Fake {
         Ok(Some(Secret::zeroed(len)))
     }
 
+    fn wraps_locally(&self, _: Algorithm) -> bool {
+        true
+    }
+
+    fn units(&self, _: &VersionInfo) -> u32 {
+        1
+    }
+
     fn room(&self) -> Room {
-        Room { at_once: self.at_once, waiting: 4096 }
+        Room { at_once: self.at_once, waiting: 4096, attempts: 1, ceiling: None }
     }
 
     fn officer(&self) -> Option<&dyn Officer> {

@@ -361,9 +361,23 @@ impl Backend for Pkcs11Backend {
         }
     }
 
+    fn wraps_locally(&self, algorithm: Algorithm) -> bool {
+        matches!(algorithm.family(), Family::Rsa(_))
+    }
+
+    fn units(&self, _: &VersionInfo) -> u32 {
+        1
+    }
+
     fn room(&self) -> Room {
-        // One for each worker, and one more that it finds when it is done.
-        Room { at_once: 2 * self.pool.workers(), waiting: self.queue }
+        Room {
+            // One for each worker, and one more that it finds when it is done.
+            at_once: 2 * self.pool.workers(),
+            waiting: self.queue,
+            // A worker climbs a ladder of recoveries of its own.
+            attempts: 1,
+            ceiling: None,
+        }
     }
 
     fn officer(&self) -> Option<&dyn Officer> {

@@ -46,8 +46,6 @@ pub mod carriers;
 #[cfg(feature = "server")]
 pub mod guard;
 #[cfg(feature = "server")]
-pub mod lanes;
-#[cfg(feature = "server")]
 pub mod lease;
 
 // rank 5: use cases

@@ -30,7 +30,6 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     ("cache", 4, &["secret", "error", "op", "kek", "envelope", "observe"]),
     ("carriers", 4, &["kek"]),
     ("guard", 4, &["secret", "error", "kek", "backend"]),
-    ("lanes", 4, &["error"]),
     ("lease", 4, &[]),
     // use cases
     (
@@ -38,7 +37,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         5,
         &[
             "secret", "error", "op", "kek", "auth", "envelope", "observe", "backend", "cache",
-            "carriers", "lanes", "lease",
+            "carriers", "guard", "lease",
         ],
     ),
     // edges
@@ -47,7 +46,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         "api",
         6,
         &[
-            "wire", "engine", "carriers", "lanes", "observe", "auth", "envelope", "kek", "op",
+            "wire", "engine", "carriers", "guard", "observe", "auth", "envelope", "kek", "op",
             "secret", "error",
         ],
     ),

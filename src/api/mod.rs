@@ -33,8 +33,8 @@ use crate::{
     engine::{Engine, Rewrapped, Unwrapped},
     envelope::Context,
     error::{Error, Reason},
+    guard::Class,
     kek::KekName,
-    lanes::Lane,
     observe::{Metrics, Record},
     op::{MESSAGE_MAX_BYTES, Op},
     wire::{self, admin_server::AdminServer, key_wrap_server::KeyWrapServer},
@@ -87,8 +87,8 @@ pub struct Api {
 struct Call {
     op: Op,
     peer: Peer,
-    /// Whether somebody waits for this one answer.
-    lane: Lane,
+    /// What the answer is for.
+    class: Class,
     begun: Instant,
     deadline: Instant,
 }
@@ -100,7 +100,7 @@ impl Call {
         let given = deadline::given(request.metadata(), now);
         let given = on_record(&api.metrics, op, &peer, "-", now, given)?;
         let deadline = deadline::of_call(op, given, now);
-        Ok(Self { op, peer, lane: Lane::Front, begun: now, deadline })
+        Ok(Self { op, peer, class: Class::Foreground, begun: now, deadline })
     }
 }
 
@@ -155,7 +155,7 @@ impl Api {
             self.admit(call, &mem::take(&mut wrapped.kek), |kek| {
                 Ok((decode::wrapped(kek, wrapped)?, Context::parse(context)?))
             })?;
-        self.engine.unwrap(permit, &wrapped, &context, call.lane, call.deadline).await
+        self.engine.unwrap(permit, &wrapped, &context, call.class, call.deadline).await
     }
 
     async fn rewrap_one(

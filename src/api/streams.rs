@@ -29,7 +29,7 @@ use crate::{
     carriers::Urgency,
     engine::Unwrapped,
     error::{Error, Reason},
-    lanes::Lane,
+    guard::Class,
     op::{Op, REWRAP_STREAM_WINDOW, UNWRAP_STREAM_WINDOW},
     wire::{
         RewrapStreamRequest, RewrapStreamResponse, UnwrapStreamRequest, UnwrapStreamResponse,
@@ -118,7 +118,7 @@ impl Caller {
         let begun = Instant::now();
         let deadline = deadline::of_item(self.op, self.deadline, begun);
         // Many items wait on a stream: each lets a call pass that somebody waits for.
-        Call { op: self.op, peer: self.peer.clone(), lane: Lane::Back, begun, deadline }
+        Call { op: self.op, peer: self.peer.clone(), class: Class::Bulk, begun, deadline }
     }
 
     /// Resolves when the stream has to end although the client would go on.

@@ -11,7 +11,7 @@ use std::fmt;
 pub const SAN_MAX: usize = 32;
 
 /// Who a caller is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A process on this host, by the credentials of its socket (`SO_PEERCRED`):
     /// effective user and primary group at the time it connected.
@@ -30,7 +30,7 @@ pub enum Identity {
 }
 
 /// A subject alternative name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum San {
     /// A DNS name, in lower case.
     Dns(String),

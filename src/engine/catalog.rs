@@ -25,11 +25,11 @@ use super::{custody::Custody, rounds::proofs_at_once};
 use crate::{
     backend::Backend,
     error::{Error, Reason},
+    guard::Guard,
     kek::{
         Algorithm, KekName, KeyRef, Purpose, UsableVersion, Version, VersionId, VersionInfo,
         VersionSet, current,
     },
-    lanes::Lanes,
     lease::{Lease, Standing},
     observe::{KekMetrics, Metrics, Purge},
 };
@@ -52,9 +52,10 @@ pub(super) struct Kek {
     pub(super) spec: KekSpec,
     pub(super) metrics: Arc<KekMetrics>,
     /// To its backend; shared with the other KEKs there.
-    pub(super) lanes: Lanes,
+    pub(super) guard: Guard,
     known: ArcSwap<Known>,
-    /// Places for proofs at its backend; shared like the lanes, which proofs do not wait in.
+    /// Places for proofs at its backend; shared like the guard, whose queue proofs do not
+    /// wait in.
     pub(super) proofs: Arc<Semaphore>,
     /// Held while the backend is asked, so that two readings do not race.
     pub(super) reading: tokio::sync::Mutex<()>,
@@ -106,34 +107,33 @@ pub(super) struct Held {
 pub(super) struct Catalog {
     keks: BTreeMap<KekName, Arc<Kek>>,
     /// One for each backend.
-    lanes: Vec<Lanes>,
+    guards: Vec<Guard>,
 }
 
 impl Catalog {
     pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics) -> Self {
-        // KEKs of one backend share its lanes.
-        let mut ways: Vec<(Arc<dyn Backend>, Lanes, Arc<Semaphore>)> = Vec::new();
+        // KEKs of one backend share what stands around it.
+        let mut ways: Vec<(Arc<dyn Backend>, Guard, Arc<Semaphore>)> = Vec::new();
         let mut keks = BTreeMap::new();
         for spec in specs {
             let known = ways.iter().find(|(backend, ..)| Arc::ptr_eq(backend, &spec.backend));
-            let (lanes, proofs) = match known {
-                Some((_, lanes, proofs)) => (lanes.clone(), Arc::clone(proofs)),
+            let (guard, proofs) = match known {
+                Some((_, guard, proofs)) => (guard.clone(), Arc::clone(proofs)),
                 None => {
-                    let room = spec.backend.room();
-                    let lanes = Lanes::new(room.at_once, room.waiting);
-                    let proofs = Arc::new(Semaphore::new(proofs_at_once(room)));
-                    ways.push((Arc::clone(&spec.backend), lanes.clone(), Arc::clone(&proofs)));
-                    (lanes, proofs)
+                    let guard = Guard::new(Arc::clone(&spec.backend));
+                    let proofs = Arc::new(Semaphore::new(proofs_at_once(spec.backend.room())));
+                    ways.push((Arc::clone(&spec.backend), guard.clone(), Arc::clone(&proofs)));
+                    (guard, proofs)
                 }
             };
-            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, lanes, proofs, metrics)));
+            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, guard, proofs, metrics)));
         }
-        Self { keks, lanes: ways.into_iter().map(|(_, lanes, _)| lanes).collect() }
+        Self { keks, guards: ways.into_iter().map(|(_, guard, _)| guard).collect() }
     }
 
-    /// The lanes to each backend.
-    pub(super) fn lanes(&self) -> impl Iterator<Item = &Lanes> {
-        self.lanes.iter()
+    /// What stands around each backend.
+    pub(super) fn guards(&self) -> impl Iterator<Item = &Guard> {
+        self.guards.iter()
     }
 
     pub(super) fn get(&self, name: &KekName) -> Option<&Arc<Kek>> {
@@ -150,12 +150,12 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, lanes: Lanes, proofs: Arc<Semaphore>, metrics: &Metrics) -> Self {
+    fn new(spec: KekSpec, guard: Guard, proofs: Arc<Semaphore>, metrics: &Metrics) -> Self {
         let known = Known::trouble(unread(&spec.name));
         Self {
             metrics: metrics.kek(spec.name.as_str()),
             spec,
-            lanes,
+            guard,
             proofs,
             known: ArcSwap::from_pointee(known),
             reading: tokio::sync::Mutex::default(),

@@ -7,7 +7,7 @@ use crate::{
     auth::Permit,
     envelope::{Context, Dek, WrappedDek, check_dek_len},
     error::{Error, Reason},
-    lanes::Lane,
+    guard::{Ask, Class},
     op::Op,
     secret::Secret,
 };
@@ -26,8 +26,9 @@ impl Engine {
             permit.check_context(context.is_bound())?;
             check_dek_len(len)?;
             let kek = self.kek(permit.kek())?;
-            let dek = Dek::parse(random(kek, len, deadline).await?)?;
-            let wrapped = wrap_current(kek, &dek, context, Lane::Front, deadline).await?;
+            let ask = self.ask(&permit, Class::Foreground, deadline);
+            let dek = Dek::parse(random(kek, len, ask).await?)?;
+            let wrapped = wrap_current(kek, &dek, context, ask).await?;
             running.version = Some(wrapped.version.clone());
             Ok((dek, wrapped))
         }
@@ -39,10 +40,8 @@ impl Engine {
 /// Random bytes of the operating system XOR those of the device: as good as the
 /// better of the two, and no worse if the device's are bad or chosen by someone, for
 /// the device does not see the others.
-async fn random(kek: &Kek, len: usize, deadline: Instant) -> Result<Secret, Error> {
-    let place = kek.lanes.enter(Lane::Front, deadline).await?;
-    let device = kek.spec.backend.random(len, deadline).await?;
-    drop(place);
+async fn random(kek: &Kek, len: usize, ask: Ask) -> Result<Secret, Error> {
+    let device = kek.guard.turn(ask, 1).await?.random(len).await?;
     let mut bytes = Secret::zeroed(len);
     aws_lc_rs::rand::fill(bytes.expose_mut())
         .map_err(|_| Error::new(Reason::Internal, "the operating system gave no random bytes"))?;

@@ -3,7 +3,7 @@
 //! Each takes a [`Permit`], so a caller that was not authorised cannot reach them,
 //! and each writes its line of the operation log. The engine knows no transport and
 //! no vendor. The way of an unwrap is one straight line:
-//! catalogue -> life cycle and lease -> cache, or lanes -> backend -> envelope -> lease.
+//! catalogue -> life cycle and lease -> cache, or guard -> backend -> envelope -> lease.
 
 mod catalog;
 mod custody;
@@ -19,6 +19,8 @@ mod unwrap;
 mod wrap;
 
 use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,6 +38,7 @@ use crate::{
     cache::{Cache, Flights},
     carriers::Carriers,
     error::{Error, Reason},
+    guard::{Ask, Class, Sender},
     kek::{KekName, VersionId},
     lease::{self, Terms},
     observe::{Metrics, Record},
@@ -52,6 +55,8 @@ pub struct Engine {
     catalog: Catalog,
     custody: Arc<Custody>,
     metrics: Arc<Metrics>,
+    /// Makes numbers of callers that no caller can choose.
+    callers: RandomState,
 }
 
 impl Engine {
@@ -62,7 +67,7 @@ impl Engine {
         let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
         let custody = Arc::new(Custody { cache, carriers, terms, flights });
         let catalog = Catalog::new(keks, &metrics);
-        Self { catalog, custody, metrics }
+        Self { catalog, custody, metrics, callers: RandomState::new() }
     }
 
     /// The register of connections, for who opens some.
@@ -94,6 +99,11 @@ impl Engine {
         let kek = self.kek(name)?;
         kek.verify(&self.custody, deadline).await?;
         kek.current().map(|_| ())
+    }
+
+    /// Who asks, what for and until when, as the guards know it.
+    fn ask(&self, permit: &Permit, class: Class, deadline: Instant) -> Ask {
+        Ask { class, sender: Sender(self.callers.hash_one(permit.who())), deadline }
     }
 
     fn kek(&self, name: &KekName) -> Result<&Arc<Kek>, Error> {

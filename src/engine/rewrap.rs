@@ -11,7 +11,7 @@ use crate::{
     auth::Permit,
     envelope::{Context, WrappedDek},
     error::Error,
-    lanes::Lane,
+    guard::Class,
     op::Op,
 };
 
@@ -47,8 +47,9 @@ impl Engine {
             {
                 return Ok(Rewrapped { wrapped, changed: false });
             }
-            let dek = unwrap_once(kek, &wrapped, context, deadline).await?;
-            let wrapped = wrap_current(kek, &dek, context, Lane::Back, deadline).await?;
+            let ask = self.ask(&permit, Class::Rewrap, deadline);
+            let dek = unwrap_once(kek, &wrapped, context, ask).await?;
+            let wrapped = wrap_current(kek, &dek, context, ask).await?;
             Ok(Rewrapped { wrapped, changed: true })
         }
         .await;

@@ -47,9 +47,9 @@ impl Kek {
             return Err(no_time());
         };
         let asked_under = self.changes();
-        let KekSpec { name, backend, key, algorithm } = &self.spec;
+        let (guard, KekSpec { name, backend, key, algorithm }) = (&self.guard, &self.spec);
         let before = Arc::clone(&self.known());
-        let found = match backend.versions(key, *algorithm, deadline).await {
+        let found = match guard.versions(key, *algorithm, deadline).await {
             Ok(found) => found,
             Err(error) if error.reason().is_transient() => {
                 before.leases().for_each(|lease| _ = lease.note_outage(custody.terms));
@@ -97,14 +97,13 @@ impl Kek {
         custody: &Custody,
         deadline: Instant,
     ) -> (Leased, Option<Error>) {
-        let KekSpec { backend, algorithm, .. } = &self.spec;
         let place = timeout_at(deadline.into(), self.proofs.acquire()).await;
         // Not the moment that the backend gives: a call that waited in its queue
         // proves nothing of the time before.
         let now = Instant::now();
         let (asked, proof) = match place {
             Ok(_place) if now < deadline => {
-                (Some(now), backend.prove(&info, *algorithm, deadline).await)
+                (Some(now), self.guard.prove(&info, self.spec.algorithm, deadline).await)
             }
             _ => (earlier.and_then(|leased| leased.asked), Err(no_time())),
         };

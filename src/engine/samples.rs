@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 use super::{Engine, catalog::Leased};
 use crate::{
     lease::Standing,
-    observe::{CacheSample, FlightSample, LeaseSample, Samples},
+    observe::{CacheSample, GuardSample, LeaseSample, Samples},
 };
 
 impl Engine {
@@ -31,10 +31,19 @@ impl Engine {
             evicted_idle: stats.evicted.idle,
             evicted_purge: stats.evicted.purge,
         });
-        samples.flights = Some(FlightSample {
-            in_flight: self.custody.flights.len() as u64,
-            background_queued: self.catalog.lanes().map(|lanes| lanes.waiting().1 as u64).sum(),
-        });
+        samples.flights = Some(self.custody.flights.len() as u64);
+        samples.guards.extend(self.catalog.guards().map(|guard| {
+            let standing = guard.standing();
+            GuardSample {
+                backend: guard.backend().name().to_owned(),
+                waiting: standing.waiting.map(|(class, n)| (class.name(), n as u64)).to_vec(),
+                breaker: standing.breaker.name(),
+                units: standing.units,
+                ceiling: standing.ceiling,
+                retries: standing.retries,
+                refused: standing.refused,
+            }
+        }));
         for kek in self.catalog.iter() {
             let known = kek.known();
             samples.leases.extend(known.versions.iter().map(

@@ -18,7 +18,7 @@ use crate::{
     cache::{CacheKey, Grant, Joined, Lookup, Role},
     envelope::{self, Context, Dek, WrappedDek},
     error::{Error, Reason},
-    lanes::{Lane, Place},
+    guard::{self, Class, Turn},
     observe::Answered,
     op::Op,
     secret::Secret,
@@ -45,14 +45,14 @@ pub enum Source {
 }
 
 impl Engine {
-    /// Unwraps `wrapped`, which must be of the permitted KEK. `lane` says whether
-    /// somebody waits for this one DEK.
+    /// Unwraps `wrapped`, which must be of the permitted KEK. `class` says what
+    /// it is for.
     pub async fn unwrap(
         &self,
         permit: Permit,
         wrapped: &WrappedDek,
         context: &Context,
-        lane: Lane,
+        class: Class,
         deadline: Instant,
     ) -> Result<Unwrapped, Error> {
         let mut running = Running::start(self, &permit, Op::Unwrap)?;
@@ -60,8 +60,8 @@ impl Engine {
         let result = async {
             permit.check_context(context.is_bound())?;
             let kek = permitted(self, &permit, wrapped)?;
-            let ask = Ask { wrapped, context, lane, deadline };
-            ask.answer(kek, &self.custody).await
+            let wanted = Wanted { wrapped, context, ask: self.ask(&permit, class, deadline) };
+            wanted.answer(kek, &self.custody).await
         }
         .await;
         running.cached = matches!(&result, Ok(Unwrapped { source: Source::Cache, .. }));
@@ -83,14 +83,13 @@ pub(super) fn permitted<'a>(
 
 /// What is asked for.
 #[derive(Clone, Copy)]
-struct Ask<'a> {
+struct Wanted<'a> {
     wrapped: &'a WrappedDek,
     context: &'a Context,
-    lane: Lane,
-    deadline: Instant,
+    ask: guard::Ask,
 }
 
-impl Ask<'_> {
+impl Wanted<'_> {
     async fn answer(&self, kek: &Arc<Kek>, custody: &Arc<Custody>) -> Result<Unwrapped, Error> {
         let Self { wrapped, context, .. } = *self;
         let now = Instant::now();
@@ -139,7 +138,7 @@ impl Ask<'_> {
             // Another's time was over, or another's lane full, which says nothing of ours.
             // Once: whatever comes of the next flight is the answer.
             Err(error) if role == Role::Follower && is_of_the_flight(&error) => {
-                if Instant::now() >= self.deadline {
+                if Instant::now() >= self.ask.deadline {
                     return Err(error);
                 }
                 self.wait(self.board(kek, custody, held, key)?).await
@@ -154,11 +153,11 @@ impl Ask<'_> {
             Role::Leader => Source::Backend,
             Role::Follower => Source::Shared,
         };
-        if self.lane == Lane::Front {
+        if self.ask.class == Class::Foreground {
             // It may have been begun for a stream, and wait behind many.
             flight.hurry();
         }
-        let landed = timeout_at(self.deadline.into(), flight.wait()).await.map_err(|_| {
+        let landed = timeout_at(self.ask.deadline.into(), flight.wait()).await.map_err(|_| {
             Error::new(Reason::DeadlineExceeded, "the HSM did not answer before the deadline")
         })?;
         let landed = landed
@@ -172,7 +171,7 @@ impl Ask<'_> {
     /// Asks the backend again before a DEK expires that is in use, so that nobody has to
     /// wait for it. Nobody waits for this either.
     fn refresh(&self, kek: &Arc<Kek>, custody: &Arc<Custody>, held: &Held, key: CacheKey) {
-        let background = Self { lane: Lane::Back, ..*self };
+        let background = Self { ask: guard::Ask { class: Class::Prefetch, ..self.ask }, ..*self };
         if let Ok(flight) = background.board(kek, custody, held, key) {
             let kek = Arc::clone(kek);
             tokio::spawn(async move {
@@ -200,9 +199,12 @@ impl Ask<'_> {
                 key,
                 wrapped: self.wrapped.clone(),
                 context: *self.context,
-                lane: self.lane,
-                // Who boards later may have more time.
-                deadline: self.deadline.max(now + Op::Unwrap.spec().deadline),
+                ask: guard::Ask {
+                    // Who boards later may have more time.
+                    deadline: self.ask.deadline.max(now + Op::Unwrap.spec().deadline),
+                    ..self.ask
+                },
+                units: kek.guard.units(held.version.info()),
             };
             fetch.run(hurry)
         };
@@ -228,18 +230,19 @@ struct Fetch {
     key: CacheKey,
     wrapped: WrappedDek,
     context: Context,
-    lane: Lane,
-    deadline: Instant,
+    ask: guard::Ask,
+    units: u32,
 }
 
 impl Fetch {
     async fn run(self, hurry: Arc<Notify>) -> Fetched {
-        let Self { kek, wrapped, lane, deadline, .. } = &self;
-        let place = match lane {
-            Lane::Front => kek.lanes.enter(Lane::Front, *deadline).await?,
-            Lane::Back => tokio::select! {
-                place = kek.lanes.enter(Lane::Back, *deadline) => place?,
-                () = hurry.notified() => kek.lanes.enter(Lane::Front, *deadline).await?,
+        let Self { kek, wrapped, ask, units, .. } = &self;
+        let first = guard::Ask { class: Class::Foreground, ..*ask };
+        let turn = match ask.class {
+            Class::Foreground => kek.guard.turn(first, *units).await?,
+            _ => tokio::select! {
+                turn = kek.guard.turn(*ask, *units) => turn?,
+                () = hurry.notified() => kek.guard.turn(first, *units).await?,
             },
         };
         // It may have waited for long.
@@ -247,7 +250,7 @@ impl Fetch {
         if held.lease.id() != self.lease {
             return Err(Error::new(Reason::KekUnproven, "the KEK was proven anew meanwhile"));
         }
-        let dek = ask(kek, &held, place, wrapped, &self.context, *deadline).await;
+        let dek = unwrap(kek, &held, turn, wrapped, &self.context).await;
         self.remember(&held, &dek);
         dek
     }
@@ -276,31 +279,29 @@ pub(super) async fn unwrap_once(
     kek: &Kek,
     wrapped: &WrappedDek,
     context: &Context,
-    deadline: Instant,
+    ask: guard::Ask,
 ) -> Result<Dek, Error> {
-    let place = kek.lanes.enter(Lane::Back, deadline).await?;
+    let units = kek.guard.units(hold(kek, wrapped, Instant::now())?.version.info());
+    let turn = kek.guard.turn(ask, units).await?;
+    // It may have waited for long.
     let held = hold(kek, wrapped, Instant::now())?;
-    let dek = ask(kek, &held, place, wrapped, context, deadline).await?;
+    let dek = unwrap(kek, &held, turn, wrapped, context).await?;
     kek.confirm(&held)?;
     Ok(dek)
 }
 
-/// Has the backend unwrap, unless it is out of reach, and gives the place up.
-async fn ask(
+/// Has the backend unwrap, unless it is out of reach.
+async fn unwrap(
     kek: &Kek,
     held: &Held,
-    place: Place,
+    turn: Turn,
     wrapped: &WrappedDek,
     context: &Context,
-    deadline: Instant,
 ) -> Result<Dek, Error> {
     if held.outage {
         return Err(kek.unreachable());
     }
-    let backend = &kek.spec.backend;
-    let payload =
-        backend.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext, deadline).await;
-    drop(place);
+    let payload = turn.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext).await;
     envelope::open(kek.notice(payload)?, context)
 }
 

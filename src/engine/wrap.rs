@@ -7,8 +7,7 @@ use crate::{
     auth::Permit,
     envelope::{self, Context, Dek, WrappedDek},
     error::Error,
-    kek::Family,
-    lanes::Lane,
+    guard::{Ask, Class},
     op::Op,
 };
 
@@ -24,8 +23,8 @@ impl Engine {
         let mut running = Running::start(self, &permit, Op::Wrap)?;
         let result = async {
             permit.check_context(context.is_bound())?;
-            let wrapped =
-                wrap_current(self.kek(permit.kek())?, dek, context, Lane::Front, deadline).await?;
+            let ask = self.ask(&permit, Class::Foreground, deadline);
+            let wrapped = wrap_current(self.kek(permit.kek())?, dek, context, ask).await?;
             running.version = Some(wrapped.version.clone());
             Ok(wrapped)
         }
@@ -37,24 +36,29 @@ impl Engine {
 /// Wraps under the current version. Also the second half of generate and rewrap.
 ///
 /// An RSA version wraps in an outage too: its public key is known, and its lease says
-/// for how long it may be believed to be allowed. Only other keys need a place with the
-/// backend, in `lane`.
+/// for how long it may be believed to be allowed. Only where the backend is needed does it
+/// wait for a turn.
 pub(super) async fn wrap_current(
     kek: &Kek,
     dek: &Dek,
     context: &Context,
-    lane: Lane,
-    deadline: Instant,
+    ask: Ask,
 ) -> Result<WrappedDek, Error> {
     let algorithm = kek.spec.algorithm;
     let payload = envelope::seal(dek, context);
     algorithm.check_payload_len(payload.len())?;
-    let _place = match algorithm.family() {
-        Family::Rsa(_) => None,
-        Family::Aes => Some(kek.lanes.enter(lane, deadline).await?),
+    let mut held = kek.current()?;
+    let guard = &kek.guard;
+    let locally = guard.wrap_locally(&held.version, algorithm, &payload, ask.deadline).await;
+    let wrapped = match locally {
+        Some(wrapped) => wrapped,
+        None => {
+            let turn = guard.turn(ask, guard.units(held.version.info())).await?;
+            // It may have waited for long.
+            held = kek.current()?;
+            turn.wrap(&held.version, algorithm, &payload).await
+        }
     };
-    let held = kek.current()?;
-    let wrapped = kek.spec.backend.wrap(&held.version, algorithm, &payload, deadline).await;
     let ciphertext = kek.notice(wrapped)?;
     kek.confirm(&held)?;
     let info = held.version.info();

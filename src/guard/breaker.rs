@@ -44,6 +44,17 @@ pub enum Position {
     HalfOpen,
 }
 
+impl Position {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+        }
+    }
+}
+
 /// One backend's breaker.
 #[derive(Debug)]
 pub(super) struct Breaker {

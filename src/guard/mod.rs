@@ -86,14 +86,16 @@ struct Shared {
 }
 
 /// How a guard stands, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
     /// Operations that wait, by class.
-    pub waiting: [usize; Class::ALL.len()],
+    pub waiting: [(Class, usize); Class::ALL.len()],
     /// The breaker.
     pub breaker: Position,
     /// Units that the backend was given so far, proofs included.
     pub units: u64,
+    /// Units in a second that it may be given, if there is a ceiling.
+    pub ceiling: Option<f64>,
     /// Attempts that were made again.
     pub retries: u64,
     /// Operations that did not reach the backend.
@@ -181,9 +183,10 @@ impl Guard {
     pub fn standing(&self) -> Standing {
         let shared = &self.0;
         Standing {
-            waiting: Class::ALL.map(|class| shared.admission.waiting(class)),
+            waiting: Class::ALL.map(|class| (class, shared.admission.waiting(class))),
             breaker: lock(&shared.breaker).position(),
             units: shared.admission.units(),
+            ceiling: shared.backend.room().ceiling.map(|ceiling| ceiling.per_second),
             retries: shared.retries.load(Ordering::Relaxed),
             refused: shared.refused.load(Ordering::Relaxed),
         }

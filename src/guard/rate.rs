@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Ceiling;
 
-/// Debts are forgotten beyond this, so that a clock that jumps or a flood of charges
+/// Debts beyond a burst are forgotten beyond this, so that a clock that jumps or a flood of charges
 /// cannot shut a backend for hours.
 const AHEAD_MAX: Duration = Duration::from_secs(30);
 
@@ -55,7 +55,7 @@ impl Rate {
     /// Lets `units` through, ready or not.
     pub(super) fn charge(&mut self, units: u32, now: Instant) {
         let done_at = self.done_at.map_or(now, |done_at| done_at.max(now)) + self.work(units);
-        self.done_at = Some(done_at.min(now + AHEAD_MAX));
+        self.done_at = Some(done_at.min(now + self.burst + AHEAD_MAX));
     }
 
     /// Lets nothing through for a time, because the backend asked for it.

@@ -13,7 +13,7 @@ mod throttle;
 
 pub use log::{Format, check_filter, start};
 pub use metrics::{
-    Answered, BackendMetrics, CacheSample, Closed, FlightSample, HsmOp, HsmOutcome, KekMetrics,
+    Answered, BackendMetrics, CacheSample, Closed, GuardSample, HsmOp, HsmOutcome, KekMetrics,
     LeaseSample, METRICS_CONTENT_TYPE, Metrics, Purge, Samples, TimedHsmOp,
 };
 pub use operation::Record;

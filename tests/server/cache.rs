@@ -136,7 +136,7 @@ async fn a_single_call_goes_before_a_stream() {
             }
         }
     });
-    let queued = || sidecar.metrics.render().contains("keyward_background_queue_length 58");
+    let queued = || sidecar.metrics.render().contains("class=\"bulk\"} 58");
     eventually("the stream waits", queued).await;
     let call = tokio::spawn({
         let order = Arc::clone(&order);
@@ -186,7 +186,7 @@ async fn a_call_for_what_a_stream_waits_for_takes_it_along() {
     let items = stream::iter((0_u64..).zip(wrapped).map(item));
     let answers = client.unwrap_stream(items, MINUTE).await.unwrap();
     let boot = tokio::spawn(answers.map(|answer| answer.unwrap().id).collect::<Vec<_>>());
-    let queued = || sidecar.metrics.render().contains("keyward_background_queue_length 39");
+    let queued = || sidecar.metrics.render().contains("class=\"bulk\"} 39");
     eventually("the stream waits", queued).await;
     let call = tokio::spawn(async move { client.unwrap(&last, b"").await });
     let shared = || sidecar.metrics.render().contains("from=\"shared\"} 1");

@@ -9,7 +9,7 @@ use keyward::{
     engine::{Source, Unwrapped},
     envelope::WrappedDek,
     error::{Error, Reason},
-    lanes::Lane,
+    guard::Class,
     lease::Terms,
 };
 use tokio::{task::JoinHandle, time::sleep_until};
@@ -66,13 +66,13 @@ type Call = JoinHandle<Result<Unwrapped, Error>>;
 
 /// Two calls for the same DEK that wait for one flight, the first of which began it.
 async fn leader_and_follower(bench: &Arc<Bench>, wrapped: &WrappedDek) -> (Call, Call) {
-    let call = |lane| {
+    let call = |class| {
         let (bench, wrapped) = (Arc::clone(bench), wrapped.clone());
-        tokio::spawn(async move { bench.unwrap_in(lane, &wrapped).await })
+        tokio::spawn(async move { bench.unwrap_in(class, &wrapped).await })
     };
-    let leader = call(Lane::Back);
+    let leader = call(Class::Bulk);
     eventually("it is at the backend", || bench.backend.running() == 1).await;
-    let follower = call(Lane::Front);
+    let follower = call(Class::Foreground);
     eventually("they share it", || bench.metrics.render().contains("from=\"shared\"} 1")).await;
     (leader, follower)
 }

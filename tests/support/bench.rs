@@ -15,8 +15,8 @@ use keyward::{
     engine::{Engine, KekSpec, Purged, Unwrapped},
     envelope::{Context, Dek, WrappedDek},
     error::Error,
+    guard::Class,
     kek::{Algorithm, KekName, KeyRef},
-    lanes::Lane,
     lease::Terms,
     observe::Metrics,
     op::Op,
@@ -89,13 +89,13 @@ impl<B: Backend> Bench<B> {
     }
 
     pub async fn unwrap(&self, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
-        self.unwrap_in(Lane::Front, wrapped).await
+        self.unwrap_in(Class::Foreground, wrapped).await
     }
 
-    pub async fn unwrap_in(&self, lane: Lane, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
+    pub async fn unwrap_in(&self, class: Class, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
         let context = Context::parse(b"").unwrap();
         let (permit, deadline) = (self.permit(Op::Unwrap), Instant::now() + HOUR);
-        self.engine.unwrap(permit, wrapped, &context, lane, deadline).await
+        self.engine.unwrap(permit, wrapped, &context, class, deadline).await
     }
 
     pub async fn purge(&self) -> Purged {

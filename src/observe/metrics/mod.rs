@@ -26,7 +26,7 @@ use std::{
 
 pub use backend::{BackendMetrics, HsmOp, HsmOutcome, TimedHsmOp};
 pub use kek::{Answered, KekMetrics, Purge};
-pub use samples::{CacheSample, FlightSample, LeaseSample, Samples};
+pub use samples::{CacheSample, GuardSample, LeaseSample, Samples};
 pub use text::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 
 use super::operation::{Record, write_line};

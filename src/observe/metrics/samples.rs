@@ -9,8 +9,10 @@ pub struct Samples {
     pub cache: Option<CacheSample>,
     /// One for each KEK version.
     pub leases: Vec<LeaseSample>,
-    /// What waits for the HSM.
-    pub flights: Option<FlightSample>,
+    /// Distinct unwraps that wait for a backend; callers who share one count once.
+    pub flights: Option<u64>,
+    /// One for each backend.
+    pub guards: Vec<GuardSample>,
     /// Open connections of callers.
     pub connections: Option<u64>,
 }
@@ -47,11 +49,21 @@ pub struct LeaseSample {
     pub state: &'static str,
 }
 
-/// What waits for the HSM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlightSample {
-    /// Distinct unwraps in work; callers who share one count once.
-    pub in_flight: u64,
-    /// Background work (rewraps, refreshes) that waits for its turn.
-    pub background_queued: u64,
+/// What stands around one backend. What is counted counts from the start of the process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuardSample {
+    /// The backend, by its name in the configuration.
+    pub backend: String,
+    /// Operations that wait for a turn, by class.
+    pub waiting: Vec<(&'static str, u64)>,
+    /// The breaker's position, one word of a fixed list, such as `closed`.
+    pub breaker: &'static str,
+    /// Units of its ceiling that the backend was given.
+    pub units: u64,
+    /// Units in a second that it may be given; `None` if there is no ceiling.
+    pub ceiling: Option<f64>,
+    /// Attempts that were made again.
+    pub retries: u64,
+    /// Operations that did not reach the backend.
+    pub refused: u64,
 }

@@ -140,7 +140,20 @@ fn sources_are_asked_each_time_and_absent_ones_show_nothing() {
             Some(CacheSample { entries, bytes, capacity, evicted_idle: 7, ..Default::default() });
     });
     metrics.register_source(|samples| {
-        samples.flights = Some(FlightSample { in_flight: 3, background_queued: 4 });
+        samples.flights = Some(3);
+        let waiting = vec![("foreground", 4), ("bulk", 0)];
+        let (backend, ceiling) = ("hsm".to_owned(), Some(200.0));
+        let (units, retries, refused) = (9, 2, 1);
+        let breaker = "half-open";
+        samples.guards.push(GuardSample {
+            backend,
+            waiting,
+            breaker,
+            units,
+            ceiling,
+            retries,
+            refused,
+        });
         samples.connections = Some(5);
         let lease = |version: &str, age_seconds, state| {
             let (kek, version) = ("orders".to_owned(), version.to_owned());
@@ -157,7 +170,13 @@ fn sources_are_asked_each_time_and_absent_ones_show_nothing() {
         (r#"keyward_cache_evictions_total{cause="idle"}"#, Some(7.0)),
         (r#"keyward_cache_evictions_total{cause="ttl"}"#, Some(0.0)),
         ("keyward_unwraps_in_flight", Some(3.0)),
-        ("keyward_background_queue_length", Some(4.0)),
+        (r#"keyward_queue_length{backend="hsm",class="foreground"}"#, Some(4.0)),
+        (r#"keyward_queue_length{backend="hsm",class="bulk"}"#, Some(0.0)),
+        (r#"keyward_breaker_state{backend="hsm",state="half-open"}"#, Some(1.0)),
+        (r#"keyward_backend_units_total{backend="hsm"}"#, Some(9.0)),
+        (r#"keyward_backend_ceiling_units_per_second{backend="hsm"}"#, Some(200.0)),
+        (r#"keyward_backend_retries_total{backend="hsm"}"#, Some(2.0)),
+        (r#"keyward_backend_refused_total{backend="hsm"}"#, Some(1.0)),
         ("keyward_connections", Some(5.0)),
         (r#"keyward_lease_age_seconds{kek="orders",version="0a"}"#, Some(1.5)),
         (r#"keyward_lease_age_seconds{kek="orders",version="0b"}"#, None),

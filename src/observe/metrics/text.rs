@@ -17,7 +17,7 @@ use super::{
     Closed, OTHERS, State,
     kek::{Answered, OUTCOMES, Purge, REFRESHED_NAMES, outcome_name},
     process,
-    samples::{CacheSample, FlightSample, LeaseSample},
+    samples::{CacheSample, GuardSample, LeaseSample},
     tally::{Timings, TimingsRead},
 };
 use crate::op::OPS;
@@ -148,16 +148,12 @@ impl State {
             cache_sample(page, cache)?;
         }
         lease_samples(page, &samples.leases)?;
-        if let Some(FlightSample { in_flight, background_queued }) = samples.flights {
+        guard_samples(page, &samples.guards)?;
+        if let Some(in_flight) = samples.flights {
             page.gauge(
                 "keyward_unwraps_in_flight",
                 "Distinct unwraps that wait for an HSM; callers who share one count once",
                 in_flight as f64,
-            )?;
-            page.gauge(
-                "keyward_background_queue_length",
-                "Background work (rewraps, refreshes) that waits for its turn",
-                background_queued as f64,
             )?;
         }
         if let Some(connections) = samples.connections {
@@ -226,6 +222,46 @@ fn lease_samples(page: &mut Page<'_>, leases: &[LeaseSample]) -> fmt::Result {
             let (kek, version) = labels(lease);
             ([("kek", kek), ("version", version), ("state", lease.state.to_owned())], 1.0)
         }),
+    )
+}
+
+fn guard_samples(page: &mut Page<'_>, guards: &[GuardSample]) -> fmt::Result {
+    let of = |guard: &GuardSample| ("backend", guard.backend.clone());
+    page.gauges(
+        "keyward_queue_length",
+        "Operations that wait for their turn with a backend, by class: foreground, bulk (streams), \
+         rewrap, prefetch (refreshes)",
+        guards.iter().flat_map(|guard| {
+            let class = |&(class, n): &(&'static str, u64)| {
+                ([of(guard), ("class", class.to_owned())], n as f64)
+            };
+            guard.waiting.iter().map(class).collect::<Vec<_>>()
+        }),
+    )?;
+    page.gauges(
+        "keyward_breaker_state",
+        "1, with the position of a backend's breaker: closed, open, half-open",
+        guards.iter().map(|guard| ([of(guard), ("state", guard.breaker.to_owned())], 1.0)),
+    )?;
+    page.counters(
+        "keyward_backend_units",
+        "What a backend was given to do, in the units of its ceiling, proofs included",
+        guards.iter().map(|guard| ([of(guard)], guard.units)),
+    )?;
+    page.gauges(
+        "keyward_backend_ceiling_units_per_second",
+        "What a backend may be given to do; absent if there is no ceiling",
+        guards.iter().filter_map(|guard| Some(([of(guard)], guard.ceiling?))),
+    )?;
+    page.counters(
+        "keyward_backend_retries",
+        "Attempts that were made again because a backend did not answer",
+        guards.iter().map(|guard| ([of(guard)], guard.retries)),
+    )?;
+    page.counters(
+        "keyward_backend_refused",
+        "Operations that were refused before they reached a backend",
+        guards.iter().map(|guard| ([of(guard)], guard.refused)),
     )
 }
 

@@ -7,6 +7,7 @@ mod support;
 mod admin;
 mod cache;
 mod calls;
+mod guard;
 mod hostile;
 mod lifecycle;
 mod purge;

@@ -1,0 +1,102 @@
+//! The guards around a backend, seen by callers: who suffers from what another does.
+
+use std::sync::{Arc, Mutex};
+
+use keyward::{
+    client::Client,
+    error::{Error, Reason},
+    wire,
+};
+use tokio::task::JoinSet;
+
+use super::{
+    calls::reason,
+    support::{
+        fake::Fake,
+        pki,
+        sidecar::{NODE, Parts, Sidecar, dek, eventually, wrapped_deks},
+    },
+};
+
+fn node(sidecar: &Sidecar) -> Client {
+    sidecar.tls_client(sidecar.pki.client("node", vec![pki::uri(NODE)]))
+}
+
+fn waiting(sidecar: &Sidecar, class: &str, n: usize) -> impl Fn() -> bool {
+    let (metrics, series) = (Arc::clone(&sidecar.metrics), format!("class=\"{class}\"}} {n}.0\n"));
+    move || metrics.render().contains(&series)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_much_does_not_shut_out_one_of_little() {
+    let sidecar = Sidecar::start_of(Parts { fake: Fake::of(1), ..Parts::default() }, |_| {}).await;
+    let (busy, modest) = (sidecar.client(), node(&sidecar));
+    let mut wrapped = wrapped_deks(&busy, 60).await;
+    let few = wrapped.split_off(55);
+    sidecar.fake.hold.send_replace(true);
+    let (order, mut calls) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
+    let mut call = |client: &Client, who: &'static str, wrapped| {
+        let (client, order) = (client.clone(), Arc::clone(&order));
+        calls.spawn(async move {
+            client.unwrap(&wrapped, b"").await.unwrap();
+            order.lock().unwrap().push(who);
+        });
+    };
+    wrapped.into_iter().for_each(|wrapped| call(&busy, "busy", wrapped));
+    eventually("the busy one waits", waiting(&sidecar, "foreground", 54)).await;
+    few.into_iter().for_each(|wrapped| call(&modest, "modest", wrapped));
+    eventually("both wait", waiting(&sidecar, "foreground", 59)).await;
+    sidecar.fake.hold.send_replace(false);
+    while let Some(done) = calls.join_next().await {
+        done.unwrap();
+    }
+    let order = order.lock().unwrap();
+    let last = order.iter().rposition(|who| *who == "modest").unwrap();
+    assert!(last < 30, "behind {last} of {}", order.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_ciphertexts_cost_their_sender_alone() {
+    let sidecar = Sidecar::start().await;
+    let modest = node(&sidecar);
+    let good = sidecar.client().wrap("orders", &dek(), b"").await.unwrap();
+    let mut refused = 0;
+    for n in 0..200u8 {
+        let mut bad = good.clone();
+        bad.ciphertext[..2].copy_from_slice(&[n, 0xa5]);
+        let request = wire::UnwrapRequest { wrapped: Some(bad), context: vec![] };
+        let status = sidecar.raw().unwrap(request).await.unwrap_err();
+        match reason(&status).as_str() {
+            "CIPHERTEXT_INVALID" => {}
+            "OVERLOADED" => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(refused >= 50, "{refused}");
+    assert!(modest.unwrap(&good, b"").await.is_ok());
+    let breaker = r#"keyward_breaker_state{backend="fake",state="closed"} 1.0"#;
+    assert!(sidecar.metrics.render().contains(breaker));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_does_not_answer_is_left_alone_and_memory_answers() {
+    let sidecar = Sidecar::start().await;
+    let wrapped = wrapped_deks(&sidecar.client(), 20).await;
+    sidecar.client().unwrap(&wrapped[0], b"").await.unwrap();
+    let unreachable = || Error::new(Reason::BackendUnreachable, "the cable is out");
+    sidecar.fake.failures.lock().unwrap().extend((0..1000).map(|_| unreachable()));
+    let before = sidecar.fake.unwraps();
+    for wrapped in wrapped[1..].iter().cycle().take(200) {
+        let request = wire::UnwrapRequest { wrapped: Some(wrapped.clone()), context: vec![] };
+        let status = sidecar.raw().unwrap(request).await.unwrap_err();
+        assert_eq!(reason(&status), "BACKEND_UNREACHABLE");
+    }
+    let asked = sidecar.fake.unwraps() - before;
+    assert!((5..50).contains(&asked), "{asked} of 200 went to the backend");
+    sidecar.client().unwrap(&wrapped[0], b"").await.unwrap();
+    sidecar.fake.failures.lock().unwrap().clear();
+    // The client waits for as long as it is told to; one of its calls finds the backend back.
+    sidecar.client().unwrap(&wrapped[1], b"").await.unwrap();
+    let breaker = r#"keyward_breaker_state{backend="fake",state="closed"} 1.0"#;
+    assert!(sidecar.metrics.render().contains(breaker));
+}

@@ -148,6 +148,11 @@ impl<T: Send + Sync + 'static> Flights<T> {
         Ok(Joined { seats, role: Role::Leader })
     }
 
+    /// Whether somebody waits for the task of that key now.
+    pub fn is_under_way(&self, key: &CacheKey) -> bool {
+        lock(&self.table).under_way.get(key).is_some_and(|flight| flight.seats.strong_count() > 0)
+    }
+
     /// Tasks under way.
     pub fn len(&self) -> usize {
         lock(&self.table).under_way.len()

@@ -128,6 +128,10 @@ impl Wanted<'_> {
         held: &Held,
         key: CacheKey,
     ) -> Result<(Dek, Source), Error> {
+        if !custody.flights.is_under_way(&key) {
+            // Not left to the flight: it is made for those who have more time.
+            kek.guard.foresee(self.ask, kek.guard.units(held.version.info()))?;
+        }
         let flight = self.board(kek, custody, held, key)?;
         let role = flight.role();
         kek.metrics.answered(match role {

@@ -107,6 +107,11 @@ impl Admission {
         }
     }
 
+    /// Refuses what could not be answered in time.
+    pub(super) fn foresee(&self, ask: Ask, units: u32) -> Result<(), Error> {
+        self.0.state().foresee(ask, units, now()).map(|_| ())
+    }
+
     /// Counts units that were let through without waiting.
     pub(super) fn charge(&self, units: u32) {
         self.0.state().charge(units, now());
@@ -172,10 +177,7 @@ impl Shared {
 
 impl State {
     fn take_in(&mut self, ask: Ask, waiter: Waiter, now: Instant) -> Result<(), Error> {
-        let wait = self.wait(ask, waiter.units, now);
-        if !wait.is_zero() && now + wait + self.service > ask.deadline {
-            return Err(overloaded("it could not be answered in time", wait));
-        }
+        let wait = self.foresee(ask, waiter.units, now)?;
         match self.queue.push(ask.class, ask.sender, waiter) {
             Pushed::In | Pushed::Instead(_) => return Ok(()),
             Pushed::Full(waiter) => {
@@ -188,6 +190,15 @@ impl State {
             }
         }
         Err(overloaded("too many wait for the HSM or vault", wait))
+    }
+
+    /// How long one that comes now would wait, if it could be answered in time then.
+    fn foresee(&self, ask: Ask, units: u32, now: Instant) -> Result<Duration, Error> {
+        let wait = self.wait(ask, units, now);
+        if !wait.is_zero() && now + wait + self.service > ask.deadline {
+            return Err(overloaded("it could not be answered in time", wait));
+        }
+        Ok(wait)
     }
 
     /// How long one that comes now would wait, as far as can be told.

@@ -132,6 +132,12 @@ impl Guard {
         })
     }
 
+    /// Refuses what [`Self::turn`] would refuse at once, and takes nothing.
+    pub fn foresee(&self, ask: Ask, units: u32) -> Result<(), Error> {
+        let foreseen = self.0.check(ask).and_then(|()| self.0.admission.foresee(ask, units));
+        foreseen.inspect_err(|_| _ = self.0.refused.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// [`Backend::versions`], without waiting for a turn.
     pub async fn versions(
         &self,
@@ -194,7 +200,7 @@ impl Guard {
 }
 
 impl Shared {
-    async fn enter(self: &Arc<Self>, ask: Ask, units: u32) -> Result<Turn, Error> {
+    fn check(&self, ask: Ask) -> Result<(), Error> {
         if let Some(wait) = lock(&self.senders).refuses(ask.sender, now()) {
             return Err(Error::new(Reason::Overloaded, "too many ciphertexts that do not unwrap")
                 .with_retry(Retry::After(wait)));
@@ -202,6 +208,11 @@ impl Shared {
         if let Some(wait) = lock(&self.breaker).refuses(now()) {
             return Err(self.away(wait));
         }
+        Ok(())
+    }
+
+    async fn enter(self: &Arc<Self>, ask: Ask, units: u32) -> Result<Turn, Error> {
+        self.check(ask)?;
         let place = self.admission.enter(ask, units).await?;
         Ok(Turn { shared: Arc::clone(self), _place: place, ask })
     }

@@ -1,13 +1,17 @@
 //! The guards around a backend, seen by callers: who suffers from what another does.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use keyward::{
     client::Client,
     error::{Error, Reason},
     wire,
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
+use tonic::Request;
 
 use super::{
     calls::reason,
@@ -99,4 +103,42 @@ async fn a_backend_that_does_not_answer_is_left_alone_and_memory_answers() {
     sidecar.client().unwrap(&wrapped[1], b"").await.unwrap();
     let breaker = r#"keyward_breaker_state{backend="fake",state="closed"} 1.0"#;
     assert!(sidecar.metrics.render().contains(breaker));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_little_time_is_told_at_once_that_it_will_not_do() {
+    let sidecar = Sidecar::start_of(Parts { fake: Fake::of(1), ..Parts::default() }, |_| {}).await;
+    let client = sidecar.client();
+    let mut wrapped = wrapped_deks(&client, 12).await;
+    let (last, first) = (wrapped.pop().unwrap(), wrapped.remove(0));
+    let hold = Duration::from_millis(300);
+    // One that takes long, so that it is known how long they take.
+    sidecar.fake.hold.send_replace(true);
+    let slow = tokio::spawn({
+        let client = client.clone();
+        async move { client.unwrap(&first, b"").await.map(drop) }
+    });
+    eventually("it is asked", || sidecar.fake.running() == 1).await;
+    sleep(hold).await;
+    sidecar.fake.hold.send_replace(false);
+    slow.await.unwrap().unwrap();
+    sidecar.fake.hold.send_replace(true);
+    let patient: Vec<_> = wrapped
+        .into_iter()
+        .map(|wrapped| {
+            let client = client.clone();
+            tokio::spawn(async move { client.unwrap(&wrapped, b"").await.map(drop) })
+        })
+        .collect();
+    eventually("they wait", waiting(&sidecar, "foreground", 9)).await;
+    let mut request = Request::new(wire::UnwrapRequest { wrapped: Some(last), context: vec![] });
+    request.set_timeout(Duration::from_secs(2));
+    let began = Instant::now();
+    let status = sidecar.raw().unwrap(request).await.unwrap_err();
+    assert_eq!(reason(&status), "OVERLOADED");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    sidecar.fake.hold.send_replace(false);
+    for patient in patient {
+        patient.await.unwrap().unwrap();
+    }
 }

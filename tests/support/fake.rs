@@ -43,6 +43,7 @@ pub struct Fake {
     running: AtomicUsize,
     peak: AtomicUsize,
     unwraps: AtomicUsize,
+    unwrapped: Mutex<Vec<u64>>,
 }
 
 impl Default for Fake {
@@ -60,6 +61,7 @@ impl Default for Fake {
             running: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             unwraps: AtomicUsize::new(0),
+            unwrapped: Mutex::default(),
         }
     }
 }
@@ -97,6 +99,12 @@ impl Fake {
     /// Unwraps that were asked for.
     pub fn unwraps(&self) -> usize {
         self.unwraps.load(Ordering::SeqCst)
+    }
+
+    /// The first eight bytes of what was unwrapped, in order: the numbers of
+    /// `sidecar::wrapped_deks`.
+    pub fn unwrapped(&self) -> Vec<u64> {
+        self.unwrapped.lock().unwrap().clone()
     }
 
     /// Has proofs fail with `error` from here on, or with nothing.
@@ -231,7 +239,11 @@ impl Backend for Fake {
         let key = key_byte(version);
         match ciphertext.split_last_chunk::<2>() {
             Some((bytes, sum)) if checksum(bytes, key) == *sum => {
-                Ok(Secret::new(bytes.iter().map(|byte| byte ^ key ^ 0x5a).collect()))
+                let payload = Secret::new(bytes.iter().map(|byte| byte ^ key ^ 0x5a).collect());
+                if let Some(number) = payload.expose().first_chunk() {
+                    self.unwrapped.lock().unwrap().push(u64::from_be_bytes(*number));
+                }
+                Ok(payload)
             }
             _ => Err(Error::ciphertext_invalid()),
         }

@@ -1,8 +1,8 @@
 //! Admission: a bounded queue in front of a backend, and who is let in when.
 //!
 //! A few operations are with the backend, as many as keep it busy; the rest wait here,
-//! where the order can still be chosen ([`queue`](super::queue)), and below its ceiling
-//! ([`rate`](super::rate)). What could not be answered in time anyway is refused at once,
+//! where the order can still be chosen (`queue`), and below its ceiling
+//! (`rate`). What could not be answered in time anyway is refused at once,
 //! with the time after which it is worth asking again.
 //!
 //! Decisions are [`State`]'s, which takes `now`; around it are a lock, a channel for each

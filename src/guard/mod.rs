@@ -1,11 +1,11 @@
 //! What stands around every backend. In its order:
 //!
-//! 1. [`senders`]: a caller who sent many bad ciphertexts waits by itself.
-//! 2. [`breaker`]: a backend that does not answer is not asked, but to see if it does again.
-//! 3. [`admission`]: a bounded queue; foreground first, fair between callers, below the
-//!    backend's ceiling ([`rate`]); what would come too late is refused at once.
-//! 4. [`deadline`]: no call outlives its caller, whatever the backend does.
-//! 5. [`retry`]: once more, where it is safe, worth it, and within a budget.
+//! 1. `senders`: a caller who sent many bad ciphertexts waits by itself.
+//! 2. `breaker`: a backend that does not answer is not asked, but to see if it does again.
+//! 3. `admission`: a bounded queue; foreground first, fair between callers, below the
+//!    backend's ceiling (`rate`); what would come too late is refused at once.
+//! 4. `deadline`: no call outlives its caller, whatever the backend does.
+//! 5. `retry`: once more, where it is safe, worth it, and within a budget.
 //!
 //! Whoever wants something of a backend first gets a [`Turn`] and spends it; there is no
 //! other way. Between the two it can look again whether the KEK is still allowed. Only

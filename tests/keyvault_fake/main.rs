@@ -9,7 +9,11 @@ mod keyvault;
 mod auth;
 mod client;
 mod crypto;
+mod faults;
 mod identity;
+mod keys;
+mod quota;
+mod refusals;
 
 use keyvault::{FakeVault, Settings, access::Role};
 

@@ -74,6 +74,18 @@ impl FakeVault {
         format!("{}/keys/{key}/{}", self.url(), self.version(key, version).id)
     }
 
+    pub fn has(&self, key: &str) -> bool {
+        self.world.store.current().key(key).is_some()
+    }
+
+    pub fn has_version(&self, key: &str, version: &str) -> bool {
+        self.world.store.current().key(key).is_some_and(|key| key.version(version).is_some())
+    }
+
+    pub fn is_deleted(&self, key: &str) -> bool {
+        self.world.store.current().deleted(key, self.now()).is_some()
+    }
+
     fn with_version(&self, key: &str, version: &str, change: impl FnOnce(&mut Version)) {
         let now = self.now();
         self.change(|state| {

@@ -210,9 +210,11 @@ impl Handler {
             _ => {}
         }
         let mut answer = match &fault {
-            Some(Fault::Answer(answer)) => {
-                vault::dress(answer.clone(), &asked, &self.peer.ip().to_string())
+            Some(Fault::Answer(answer)) if self.place == Place::Vault => {
+                let peer = self.peer.ip().to_string();
+                vault::dress(&self.world, answer.clone(), &asked, &peer)
             }
+            Some(Fault::Answer(answer)) => answer.clone(),
             _ => self.answer(route, asked).await?,
         };
         if let Some(Fault::Body(text)) = &fault {

@@ -20,45 +20,37 @@ use super::{
 /// Answers a request. Making an RSA key takes up to seconds.
 pub fn answer(world: &World, route: &Route, asked: &Asked, peer: &str) -> Answer {
     let answer = perform(world, route, asked, peer).unwrap_or_else(|refusal| {
-        let unauthorized = refusal.status == 401;
         // A Managed HSM challenges without a body.
-        let bare = unauthorized
-            && world.profile.kind == Kind::ManagedHsm
-            && asked.header("authorization").is_none();
-        let answer = if bare { refusal.bare().answer() } else { refusal.answer() };
-        match unauthorized {
-            true => answer.with("WWW-Authenticate", challenge(world)),
-            false => answer,
+        let first = refusal.status == 401 && asked.header("authorization").is_none();
+        match first && world.profile.kind == Kind::ManagedHsm {
+            true => refusal.bare().answer(),
+            false => refusal.answer(),
         }
     });
-    dress(answer, asked, peer)
+    dress(world, answer, asked, peer)
 }
 
-fn challenge(world: &World) -> String {
-    let (authority, audience) = (world.authority(), world.audience());
-    format!("Bearer authorization=\"{authority}/{TENANT}\", resource=\"{audience}\"")
-}
-
-/// The headers that every answer of the service carries.
-pub fn dress(answer: Answer, asked: &Asked, peer: &str) -> Answer {
-    let answer = answer
+/// Adds the headers that every answer of the service carries.
+pub fn dress(world: &World, answer: Answer, asked: &Asked, peer: &str) -> Answer {
+    let network = format!("conn_type=Ipv4;addr={peer};act_addr_fam=InterNetwork;");
+    let mut answer = answer
         .with("Cache-Control", "no-cache")
         .with("Pragma", "no-cache")
         .with("Expires", "-1")
         .with("x-ms-keyvault-region", "westeurope")
         .with("x-ms-keyvault-service-version", "1.9.2747.1")
-        .with(
-            "x-ms-keyvault-network-info",
-            format!("conn_type=Ipv4;addr={peer};act_addr_fam=InterNetwork;"),
-        )
+        .with("x-ms-keyvault-network-info", network)
         .with("x-ms-request-id", new_guid())
         .with("X-Content-Type-Options", "nosniff")
         .with("Strict-Transport-Security", "max-age=31536000;includeSubDomains");
+    if answer.status == 401 {
+        let (authority, audience) = (world.authority(), world.audience());
+        let challenge =
+            format!("Bearer authorization=\"{authority}/{TENANT}\", resource=\"{audience}\"");
+        answer = answer.with("WWW-Authenticate", challenge);
+    }
     match asked.header("x-ms-client-request-id") {
-        Some(id) => {
-            let id = id.to_owned();
-            answer.with("x-ms-client-request-id", id)
-        }
+        Some(id) => answer.with("x-ms-client-request-id", id),
         None => answer,
     }
 }

@@ -2,7 +2,7 @@
 # Makefile, not more: no target has files of its own, so nothing here is cached.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test memcheck lint bench fuzz docs clean-softhsm
+.PHONY: help demo test test-interop memcheck lint bench fuzz docs clean-softhsm
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,9 @@ demo: ## Keyward from nothing: install, build, wrap and unwrap a key with an HSM
 
 test: ## every test; ARGS="..." goes to cargo nextest and runs only those
 	@scripts/test.sh $(ARGS)
+
+test-interop: ## Azure's own Python and JavaScript SDKs against the fake vault of the tests
+	@scripts/test-interop.sh
 
 memcheck: ## the tests of secret memory, under valgrind (part of make test)
 	@scripts/memcheck.sh

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::{
     access::{self, new_guid},
-    clock::seconds,
     directory::App,
     jwt::{self, Flaw, Parts},
     message::{Answer, Asked, pairs},
@@ -216,9 +215,10 @@ fn check_secret(world: &World, app: &App, sent: &str) -> Result<(), No> {
 }
 
 fn check_times(world: &World, claims: &Value) -> Result<(), No> {
-    let now = seconds(world.clock.now());
-    let expires = claims["exp"].as_i64().is_some_and(|expires| now < expires);
-    let begun = claims["nbf"].as_i64().is_none_or(|not_before| not_before <= now + 300);
+    // MSAL for Python writes fractions of seconds.
+    let now = world.clock.now().as_secs_f64();
+    let expires = claims["exp"].as_f64().is_some_and(|expires| now < expires);
+    let begun = claims["nbf"].as_f64().is_none_or(|not_before| not_before <= now + 300.0);
     if expires && begun {
         return Ok(());
     }

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+#
+# test-interop.sh: runs Azure's own SDKs for Python and JavaScript against the fake vault
+# of the tests: what they wrap it unwraps, and back. Fetches them from their registries.
+#
+# Refuses: to skip. What cannot be had is an error, and so is a check that does not run.
+# Invariants: the SDKs go to target/tools; the fake ends with this script, whatever
+# happens, because it ends with its standard input.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+if [ "$#" -gt 0 ]; then
+    case $1 in -h | --help) usage && exit ;; *) usage_error "unknown argument: $1" ;; esac
+fi
+
+need_rust
+need_commands node:nodejs npm:npm
+python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3 python3-venv
+
+here=tests/interop/azure
+venv="$tools/azure-python"
+modules="$tools/azure-js"
+
+# The stamps are written last: what is there without its stamp is made anew.
+python_sdk() {
+    local wanted=$here/requirements.txt
+    cmp -s "$wanted" "$venv/requirements.txt" && return 0
+    say "fetching Azure's SDK for Python"
+    rm -rf "$venv"
+    python3 -m venv "$venv" >&2
+    "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --only-binary :all: \
+        --requirement "$wanted" >&2 ||
+        fail "Azure's SDK for Python could not be installed" "pip failed, see above" "mend that; $wanted names it"
+    cp "$wanted" "$venv/requirements.txt"
+}
+
+js_sdk() {
+    local wanted=$here/package.json
+    cmp -s "$wanted" "$modules/stamp.json" && return 0
+    say "fetching Azure's SDK for JavaScript"
+    rm -rf "$modules"
+    mkdir -p "$modules"
+    cp "$wanted" "$modules/package.json"
+    npm install --prefix "$modules" --silent --no-audit --no-fund --no-package-lock --ignore-scripts >&2 ||
+        fail "Azure's SDK for JavaScript could not be installed" "npm failed, see above" "mend that; $wanted names it"
+    cp "$wanted" "$modules/stamp.json"
+}
+
+# against KIND: starts a fake and runs both SDKs against it, as two steps.
+against() {
+    local kind=$1 line options=(--kind "$1" --unthrottled)
+    [ "$kind" = managed-hsm ] || options+=(--access-policies)
+    local -A told=()
+    coproc FAKE { exec "$target_dir/debug/examples/keyward-fake-vault" "${options[@]}"; }
+    while IFS= read -r line <&"${FAKE[0]}"; do
+        case $line in
+            FAKE_*=*) told[${line%%=*}]=${line#*=} ;;
+            '# ready'*) break ;;
+        esac
+    done
+    [ -n "${told[FAKE_URL]-}" ] || fail "the fake $kind did not start" "see above" \
+        "run: cargo run --example keyward-fake-vault -- ${options[*]}"
+    local variables=("KIND=$kind") name
+    for name in "${!told[@]}"; do variables+=("$name=${told[$name]}"); done
+    step "the Python SDK and the fake $kind" env "${variables[@]}" "$venv/bin/python" $here/check.py
+    step "the JavaScript SDK and the fake $kind" env "${variables[@]}" \
+        NODE_EXTRA_CA_CERTS="${told[FAKE_CA]}" NODE_PATH="$modules/node_modules" node $here/check.js
+    local input=${FAKE[1]} process=$FAKE_PID
+    exec {input}>&-
+    wait "$process"
+}
+
+python_sdk
+js_sdk
+cargo build --locked --example keyward-fake-vault
+against premium
+against managed-hsm
+judge "make test-interop"

@@ -49,7 +49,7 @@ async fn a_token_must_be_for_this_vault_from_this_tenant_in_its_time() {
     let (vault, client) = scene(Settings::premium());
     vault.create_rsa("k", 2048);
     let user = vault.add_app("secret");
-    vault.grant(&user, Role::CryptoServiceEncryptionUser);
+    vault.grant(&user, Role::ServiceEncryptionUser);
     let (audience, tenant) = (vault.audience(), vault.tenant());
     let ask = async |token: &str| client.with_token(token).get("/keys/k/").await;
 
@@ -151,12 +151,12 @@ async fn roles_decide_by_operation() {
     let client = client.with_token(&vault.token(&user));
     assert_eq!(let_through(&client, &vault).await, []);
 
-    vault.grant(&user, Role::CryptoServiceEncryptionUser);
+    vault.grant(&user, Role::ServiceEncryptionUser);
     let uses = [Get, List, ListVersions, Wrap, Unwrap];
     assert_eq!(let_through(&client, &vault).await, uses);
 
     vault.grant(&user, Role::CryptoUser);
-    vault.remove_role(&user, Role::CryptoServiceEncryptionUser);
+    vault.remove_role(&user, Role::ServiceEncryptionUser);
     let through = let_through(&client, &vault).await;
     assert_eq!(through, [Get, List, ListVersions, Update, Wrap, Unwrap, Backup]);
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A key that openssl made, so that its sizes are not aws-lc's choice.
-fn openssl_rsa(bits: usize) -> rsa::PrivateKey {
+pub fn openssl_rsa(bits: usize) -> rsa::PrivateKey {
     let made = Command::new("openssl")
         .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", &format!("rsa_keygen_bits:{bits}")])
         .output()
@@ -31,7 +31,7 @@ fn openssl_rsa(bits: usize) -> rsa::PrivateKey {
     rsa::PrivateKey::from_pkcs8_pem(&pem).expect("a key")
 }
 
-fn openssl(args: &[&str], input: &[u8]) -> Vec<u8> {
+pub fn openssl(args: &[&str], input: &[u8]) -> Vec<u8> {
     let mut child = Command::new("openssl")
         .args(args)
         .stdin(Stdio::piped())
@@ -44,7 +44,7 @@ fn openssl(args: &[&str], input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -28,7 +28,7 @@ const BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 fn entra() -> (FakeVault, Client, Principal, String) {
     let (vault, client) = scene(Settings::premium());
     let app = vault.add_app("pa55");
-    vault.grant(&app, Role::CryptoServiceEncryptionUser);
+    vault.grant(&app, Role::ServiceEncryptionUser);
     vault.create_rsa("k", 2048);
     let client = client.without_token().at(&vault.authority());
     let path = format!("/{}/oauth2/v2.0/token", vault.tenant());
@@ -253,7 +253,7 @@ async fn imds_gives_tokens_of_the_identity_that_is_meant() {
     assert_eq!(missing(&ask("").await), "Identity not found");
 
     let one = vault.add_identity(Some("/subscriptions/s/one"));
-    vault.grant(&one, Role::CryptoServiceEncryptionUser);
+    vault.grant(&one, Role::ServiceEncryptionUser);
     let reply = ask("").await;
     assert_eq!(whose(&reply), one.client_id);
     assert!(works(&vault, &reply).await);

@@ -7,6 +7,7 @@
 mod keyvault;
 
 mod auth;
+mod byok;
 mod client;
 mod crypto;
 mod faults;

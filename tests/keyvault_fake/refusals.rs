@@ -20,7 +20,7 @@ use crate::{
 fn user(settings: Settings) -> (FakeVault, Client, Principal) {
     let (vault, client) = scene(settings);
     let user = vault.add_app("secret");
-    vault.grant(&user, Role::CryptoServiceEncryptionUser);
+    vault.grant(&user, Role::ServiceEncryptionUser);
     vault.create_oct("k", 256);
     let client = client.with_token(&vault.token(&user));
     (vault, client, user)
@@ -86,11 +86,11 @@ async fn operations_that_the_key_does_not_permit() {
 async fn rights_are_looked_at_for_each_request() {
     let (vault, client, user) = user(Settings::premium());
     wrap(&client).await.ok();
-    vault.remove_role(&user, Role::CryptoServiceEncryptionUser);
+    vault.remove_role(&user, Role::ServiceEncryptionUser);
     wrap(&client).await.is(403, "Forbidden", "ForbiddenByRbac");
     // Also what is not there is not shown to those who may not.
     client.get("/keys/none").await.is(403, "Forbidden", "ForbiddenByRbac");
-    vault.grant(&user, Role::CryptoServiceEncryptionUser);
+    vault.grant(&user, Role::ServiceEncryptionUser);
     wrap(&client).await.ok();
 }
 

@@ -29,7 +29,7 @@ pub enum Permissions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Read, wrap, unwrap: what a service with customer-managed keys gets.
-    CryptoServiceEncryptionUser,
+    ServiceEncryptionUser,
     CryptoUser,
     CryptoOfficer,
 }
@@ -40,7 +40,7 @@ impl Role {
         let reads = matches!(operation, Get | List | ListVersions);
         let uses = reads || matches!(operation, Wrap | Unwrap);
         match (self, kind) {
-            (Self::CryptoServiceEncryptionUser, _) => uses,
+            (Self::ServiceEncryptionUser, _) => uses,
             // Of the same name, but a Managed HSM's lets its holder manage keys.
             (Self::CryptoUser, Kind::ManagedHsm) => {
                 !matches!(operation, Purge | Recover | GetDeleted | ListDeleted)

@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    byok,
     errors::{self, Refusal},
     jwk,
     material::{Failure, Material, Wrapping},
@@ -130,7 +131,10 @@ impl Request<'_> {
         let (key, kind) = (&self.body["key"], self.world.profile.kind);
         let hsm = self.body["Hsm"].as_bool().unwrap_or_default();
         let wanted = jwk::wanted(key["kty"].as_str(), hsm, kind)?;
-        let material = jwk::import(key, wanted)?;
+        let material = match key["key_hsm"].as_str() {
+            Some(package) => byok::open(package, wanted, self.view, self.asked.host(), kind)?,
+            None => jwk::import(key, wanted)?,
+        };
         self.add(jwk::version(material, wanted, self.body, self.now)?)
     }
 

@@ -5,11 +5,12 @@
 //! faults are a test's to set, through the methods of [`FakeVault`]. It shares no code
 //! with Keyward, and Azure's own SDKs are run against it (`make test-interop`).
 //!
-//! What it does not do: BYOK packages, key release, attestation, encrypt, decrypt, sign
-//! and verify, elliptic curves, rotation by itself, HTTP/2, and the speed of a real HSM.
+//! What it does not do: key release, attestation, encrypt, decrypt, sign and verify,
+//! elliptic curves, rotation by itself, HTTP/2, and the speed of a real HSM.
 
 pub mod access;
 pub mod backup;
+mod byok;
 pub mod clock;
 mod controls;
 mod directory;

@@ -11,9 +11,10 @@ use tokio::time::timeout;
 use crate::{
     client::Client,
     keyvault::{
-        FakeVault, Settings,
-        faults::{Fault, On, Operation, Tls},
+        FakeVault, Settings, errors,
+        faults::{Fault, On, Operation, Times, Tls},
         message::encode,
+        server::Place,
     },
     scene,
 };
@@ -33,12 +34,12 @@ async fn late_and_slow_answers_are_right() {
     let (vault, client) = vault();
     let right = get(&client).await.unwrap().ok();
     let time = Duration::from_millis(200);
-    vault.inject(On::Vault, Fault::Latency(time), Some(1));
+    vault.inject(On::Vault, Fault::Latency(time), Times::Next(1));
     let begun = Instant::now();
     assert_eq!(get(&client).await.unwrap().ok(), right);
     assert!(begun.elapsed() >= time);
     let pause = Duration::from_millis(20);
-    vault.inject(On::Vault, Fault::Slow { piece: 64, pause }, Some(1));
+    vault.inject(On::Vault, Fault::Slow { piece: 64, pause }, Times::Next(1));
     let begun = Instant::now();
     let reply = get(&client).await.unwrap();
     assert_eq!(reply.ok(), right);
@@ -49,11 +50,11 @@ async fn late_and_slow_answers_are_right() {
 async fn connections_end_in_the_middle() {
     let (vault, client) = vault();
     for fault in [Fault::Reset, Fault::Close, Fault::Truncate] {
-        vault.inject(On::Key("k".into()), fault.clone(), Some(1));
+        vault.inject(On::Key("k".into()), fault.clone(), Times::Next(1));
         assert!(get(&client).await.is_err(), "{fault:?}");
         get(&client).await.unwrap().ok();
     }
-    vault.inject(On::Operation(Operation::Get), Fault::Reset, Some(1));
+    vault.inject(On::Operation(Operation::Get), Fault::Reset, Times::Next(1));
     let error = get(&client).await.unwrap_err();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     let mut kinds = Vec::new();
@@ -69,7 +70,7 @@ async fn connections_end_in_the_middle() {
 #[tokio::test]
 async fn no_answer_at_all() {
     let (vault, client) = vault();
-    vault.inject(On::Vault, Fault::Hang, Some(1));
+    vault.inject(On::Vault, Fault::Hang, Times::Next(1));
     assert!(timeout(Duration::from_millis(300), get(&client)).await.is_err());
     get(&client).await.unwrap().ok();
 }
@@ -77,7 +78,7 @@ async fn no_answer_at_all() {
 #[tokio::test]
 async fn the_operation_is_done_and_the_answer_is_nonsense() {
     let (vault, client) = vault();
-    vault.inject(On::Operation(Operation::Create), Fault::Body("{\"key\":".into()), Some(1));
+    vault.inject(On::Operation(Operation::Create), Fault::Body("{\"key\":".into()), Times::Next(1));
     let reply = client.post("/keys/new/create", json!({ "kty": "RSA" })).await;
     assert_eq!((reply.status, reply.body.as_slice()), (200, &b"{\"key\":"[..]));
     client.get("/keys/new").await.ok();
@@ -102,13 +103,49 @@ async fn tls_fails() {
 #[tokio::test]
 async fn entra_and_imds_fail_alone() {
     let (vault, client) = vault();
-    vault.inject(On::Operation(Operation::Token), Fault::Close, None);
+    vault.inject(On::Operation(Operation::Token), Fault::Close, Times::Always);
     let entra = client.without_token().at(&vault.authority());
     let path = format!("/{}/oauth2/v2.0/token", vault.tenant());
     assert!(entra.try_send("POST", &path, None).await.is_err());
     get(&client).await.unwrap().ok();
     vault.clear_faults();
     assert_eq!(entra.try_send("POST", &path, None).await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn one_request_of_so_many() {
+    let (vault, client) = vault();
+    vault.inject(On::Vault, Fault::Answer(errors::unavailable().answer()), Times::OneOf(3));
+    let mut statuses = Vec::new();
+    for _ in 0..7 {
+        statuses.push(get(&client).await.unwrap().status);
+    }
+    assert_eq!(statuses, [200, 200, 503, 200, 200, 503, 200]);
+}
+
+#[tokio::test]
+async fn places_go_offline_and_come_back() {
+    let (vault, client) = vault();
+    let imds = client.without_token().at(&vault.imds());
+    vault.take_offline(Place::Vault);
+    let error = get(&client).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(imds.get_with("/", &[]).await.status, 404);
+    vault.bring_back(Place::Vault);
+    get(&client).await.unwrap().ok();
+
+    // A request that is under way is cut.
+    vault.inject(On::Vault, Fault::Hang, Times::Next(1));
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { get(&client).await }
+    });
+    while vault.record().answered(Operation::Get, 0) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    vault.cut_connections(Place::Vault);
+    assert!(waiting.await.unwrap().is_err());
+    get(&client).await.unwrap().ok();
 }
 
 #[tokio::test]

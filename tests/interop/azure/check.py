@@ -6,6 +6,8 @@ verification are on. Reads the FAKE_ variables that `keyward-fake-vault` prints;
 what it fakes. Exits with an error at the first thing that is not as it should be.
 """
 
+import base64
+import json
 import logging
 import os
 import socket
@@ -35,8 +37,8 @@ from azure.keyvault.keys import (  # noqa: E402
     KeyRotationPolicy,
 )
 from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm  # noqa: E402
-from cryptography.hazmat.primitives import keywrap  # noqa: E402
-from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: E402
+from cryptography.hazmat.primitives import hashes, keywrap, serialization  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import padding, rsa  # noqa: E402
 
 FAKE = {name[5:]: value for name, value in os.environ.items() if name.startswith("FAKE_")}
 HSM = os.environ["KIND"] == "managed-hsm"
@@ -156,6 +158,31 @@ def check_aes():
         check(client.unwrap_key("CKM_AES_KEY_WRAP_PAD", odd).key == b"odd", "padding")
 
 
+def check_byok():
+    """A key of the customer's own, packed as the specification says."""
+    kek = keys.create_rsa_key("kek", size=3072, hardware_protected=True, key_operations=["import"])
+    public = rsa.RSAPublicNumbers(
+        int.from_bytes(kek.key.e, "big"), int.from_bytes(kek.key.n, "big")).public_key()
+    target = rsa.generate_private_key(65537, 2048)
+    pkcs8 = target.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    aes = os.urandom(32)
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)
+    wrapped = public.encrypt(aes, oaep) + keywrap.aes_key_wrap_with_padding(aes, pkcs8)
+    package = json.dumps({
+        "schema_version": "1.0.0",
+        "header": {"kid": kek.id, "alg": "dir", "enc": "CKM_RSA_AES_KEY_WRAP"},
+        "ciphertext": base64.urlsafe_b64encode(wrapped).decode().rstrip("="),
+        "generator": "keyward interop",
+    })
+    jwk = JsonWebKey(kty="RSA-HSM", key_ops=["wrapKey", "unwrapKey"], t=package.encode())
+    stored = keys.import_key("byok", jwk, hardware_protected=True)
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+    ciphertext = target.public_key().encrypt(DEK, oaep)
+    opened = crypto(stored).unwrap_key(KeyWrapAlgorithm.rsa_oaep_256, ciphertext).key
+    check(opened == DEK, "what was wrapped for the customer's key")
+
+
 def refused(error, status, inner=None):
     """Whether a call raised this, with this inner code."""
     check(error.status_code == status, f"{error.status_code} is not {status}: {error}")
@@ -236,6 +263,7 @@ def check_identities():
 
 check_rsa()
 check_aes()
+check_byok()
 check_officer()
 check_identities()
 print(f"the Python SDK and the fake {os.environ['KIND']}: {checks} checks passed")

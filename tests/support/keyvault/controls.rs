@@ -11,9 +11,10 @@ use super::{
     clock::{Clock, seconds},
     directory::{App, Identity, Secret},
     entra,
-    faults::{Fault, On, Operation, Tls},
+    faults::{Fault, On, Operation, Times, Tls},
     material::Material,
     record::Record,
+    server::Place,
     state::{Kind, Network, State, Version, new_version_id},
     store::Lag,
     world::TENANT,
@@ -332,8 +333,9 @@ impl FakeVault {
         self.world.throttle.lock().unwrap().as_ref().map_or(0.0, |throttle| throttle.load(now))
     }
 
-    /// Has the next `times` requests that fit go wrong, or all of them.
-    pub fn inject(&self, on: On, fault: Fault, times: Option<u32>) {
+    /// Has requests that fit go wrong. Of several faults that fit and are due, the one that
+    /// was ordered first strikes.
+    pub fn inject(&self, on: On, fault: Fault, times: Times) {
         self.world.faults.order(on, fault, times);
     }
 
@@ -341,7 +343,24 @@ impl FakeVault {
         self.world.faults.clear();
     }
 
-    /// What TLS does to those who connect to the vault from now on.
+    /// Stops listening, so that connections are refused, and cuts those that there are.
+    pub fn take_offline(&self, place: Place) {
+        self.world.gates.of(place).set(false);
+        self.cut_connections(place);
+    }
+
+    /// Listens again, on the same port.
+    pub fn bring_back(&self, place: Place) {
+        self.world.gates.of(place).set(true);
+    }
+
+    /// Closes the connections that there are, whatever is asked on them.
+    pub fn cut_connections(&self, place: Place) {
+        self.world.gates.of(place).cut();
+    }
+
+    /// What TLS does to those who connect to the vault from now on. Connections that there
+    /// are live on, unless they are cut.
     pub fn set_tls(&self, tls: Tls) {
         self.world.faults.set_tls(tls);
     }

@@ -65,6 +65,16 @@ pub enum Tls {
     Plaintext,
 }
 
+impl Ordered {
+    fn is_due(&mut self) -> bool {
+        self.asked = self.asked.wrapping_add(1);
+        match self.times {
+            Times::Next(_) | Times::Always => true,
+            Times::OneOf(many) => self.asked.is_multiple_of(many),
+        }
+    }
+}
+
 #[derive(Default)]
 pub struct Faults {
     ordered: Mutex<Vec<Ordered>>,
@@ -74,30 +84,40 @@ pub struct Faults {
 struct Ordered {
     on: On,
     fault: Fault,
-    /// How often it strikes still; `None` is always.
-    left: Option<u32>,
+    times: Times,
+    /// Requests that it was asked about.
+    asked: u32,
+}
+
+/// How often a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// The next requests that fit.
+    Next(u32),
+    /// One request of so many.
+    OneOf(u32),
+    Always,
 }
 
 impl Faults {
-    pub fn order(&self, on: On, fault: Fault, times: Option<u32>) {
-        assert_ne!(times, Some(0), "a fault that never strikes");
-        self.ordered.lock().unwrap().push(Ordered { on, fault, left: times });
+    pub fn order(&self, on: On, fault: Fault, times: Times) {
+        assert!(!matches!(times, Times::Next(0) | Times::OneOf(0)), "it would never strike");
+        self.ordered.lock().unwrap().push(Ordered { on, fault, times, asked: 0 });
     }
 
     pub fn clear(&self) {
         self.ordered.lock().unwrap().clear();
     }
 
-    /// The fault that strikes this request: of those that fit, the first ordered.
+    /// The fault that strikes this request: of those that fit and are due, the first
+    /// ordered.
     pub fn strike(&self, route: &Route) -> Option<Fault> {
         let mut ordered = self.ordered.lock().unwrap();
-        let at = ordered.iter().position(|order| order.on.fits(route))?;
-        let fault = ordered[at].fault.clone();
-        if let Some(left) = &mut ordered[at].left {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                ordered.remove(at);
-            }
+        let at = ordered.iter_mut().position(|order| order.on.fits(route) && order.is_due())?;
+        let order = &ordered[at];
+        let fault = order.fault.clone();
+        if order.times == Times::Next(order.asked) {
+            ordered.remove(at);
         }
         Some(fault)
     }

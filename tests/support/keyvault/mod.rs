@@ -17,6 +17,7 @@ mod directory;
 mod entra;
 pub mod errors;
 pub mod faults;
+mod gate;
 mod imds;
 mod jwk;
 pub mod jwt;
@@ -28,7 +29,7 @@ pub mod operation;
 mod pki;
 pub mod record;
 mod rotation;
-mod server;
+pub mod server;
 pub mod state;
 pub mod store;
 mod throttle;
@@ -52,7 +53,7 @@ use faults::Faults;
 use jwt::Signer;
 use pki::Authority;
 use record::Record;
-use server::{Acceptors, Place};
+use server::{Acceptors, Gates, Place};
 use state::{Kind, Profile};
 use store::Store;
 use throttle::Throttle;
@@ -144,6 +145,7 @@ impl FakeVault {
             permissions: settings.permissions,
             geography: settings.geography,
             ports: Ports { vault: vault.1, entra: entra.1, imds: imds.1 },
+            gates: Gates::new(),
             clock: Clock::default(),
             store: Store::default(),
             directory: Mutex::new(Directory::new()),

@@ -34,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     entra,
     faults::{Fault, Tls},
+    gate::Gate,
     imds,
     message::{Answer, Asked, pairs},
     operation::{self, Operation, Route},
@@ -53,6 +54,27 @@ pub enum Place {
     Entra,
     /// Plain HTTP, as IMDS is.
     Imds,
+}
+
+/// The gate of each listener.
+pub struct Gates {
+    vault: Gate,
+    entra: Gate,
+    imds: Gate,
+}
+
+impl Gates {
+    pub fn new() -> Self {
+        Self { vault: Gate::new(), entra: Gate::new(), imds: Gate::new() }
+    }
+
+    pub fn of(&self, place: Place) -> &Gate {
+        match place {
+            Place::Vault => &self.vault,
+            Place::Entra => &self.entra,
+            Place::Imds => &self.imds,
+        }
+    }
 }
 
 /// How TLS can be spoken.
@@ -86,25 +108,30 @@ fn acceptor(leaf: Leaf) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// Accepts connections for ever.
+/// Serves what stands behind a listener, for ever.
 pub async fn serve(listener: TcpListener, place: Place, world: Arc<World>, tls: Acceptors) {
-    loop {
-        // An accept that fails is a client that has left again.
-        let Ok((socket, peer)) = listener.accept().await else { continue };
-        let (world, tls) = (Arc::clone(&world), tls.clone());
-        // A connection that ends badly concerns its client alone, who sees it.
-        tokio::spawn(async move { drop(connection(socket, peer, place, world, tls).await) });
-    }
+    let gate = world.gates.of(place);
+    gate.accept(listener, |socket| {
+        let (world, tls, mut cuts) = (Arc::clone(&world), tls.clone(), gate.cuts());
+        tokio::spawn(async move {
+            tokio::select! {
+                // A connection that ends badly concerns its client alone, who sees it.
+                _ended = connection(socket, place, world, tls) => {}
+                _cut = cuts.changed() => {}
+            }
+        });
+    })
+    .await;
 }
 
 async fn connection(
     mut socket: TcpStream,
-    peer: SocketAddr,
     place: Place,
     world: Arc<World>,
     tls: Acceptors,
 ) -> io::Result<()> {
     socket.set_nodelay(true)?;
+    let peer = socket.peer_addr()?;
     let number = match place {
         Place::Vault => world.record.connected(),
         Place::Entra | Place::Imds => 0,

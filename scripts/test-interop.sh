@@ -16,6 +16,9 @@ fi
 
 need_rust
 need_commands node:nodejs npm:npm
+node_version=$(node --version)
+[ "$(printf '%s\nv20\n' "$node_version" | sort -V | head -n 1)" = v20 ] ||
+    fail "Node is too old" "node is $node_version, Azure's SDK needs v20" "install a newer one, on PATH"
 python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3 python3-venv
 
 here=tests/interop/azure

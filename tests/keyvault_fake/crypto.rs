@@ -6,6 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use proptest::{collection::vec, prelude::*};
 use rsa::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
 use serde_json::{Value, json};
 use sha1::Sha1;
@@ -234,5 +235,30 @@ async fn values_are_base64url_with_or_without_padding() {
         let refused = client.post("/keys/aes/wrapkey", body).await;
         refused.is(400, "BadParameter", "");
         assert!(refused.message().contains("not base64url"), "{}", refused.message());
+    }
+}
+
+proptest! {
+    #[test]
+    fn key_wrap_gives_back_what_it_took_and_nothing_else(
+        size in 0_usize..3,
+        key in any::<[u8; 32]>(),
+        plain in vec(any::<u8>(), 1..200),
+        flip in any::<prop::sample::Index>(),
+    ) {
+        let key = &key[..[16, 24, 32][size]];
+        let wrapped = keywrap::wrap_padded(key, &plain).unwrap();
+        prop_assert_eq!(wrapped.len(), plain.len().next_multiple_of(8) + 8);
+        prop_assert_eq!(keywrap::unwrap_padded(key, &wrapped), Some(plain.clone()));
+        let mut bad = wrapped.clone();
+        let bit = flip.index(bad.len() * 8);
+        bad[bit / 8] ^= 1 << (bit % 8);
+        prop_assert_eq!(keywrap::unwrap_padded(key, &bad), None);
+        let whole = plain.len() >= 16 && plain.len() % 8 == 0;
+        let wrapped = keywrap::wrap(key, &plain);
+        prop_assert_eq!(wrapped.is_some(), whole);
+        if let Some(wrapped) = wrapped {
+            prop_assert_eq!(keywrap::unwrap(key, &wrapped), Some(plain));
+        }
     }
 }

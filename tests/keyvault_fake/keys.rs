@@ -23,7 +23,7 @@ fn version_of(bundle: &Value) -> String {
 
 #[tokio::test]
 async fn a_vault_makes_what_it_is_asked_for() {
-    let (vault, client) = scene(Settings::premium());
+    let (vault, client) = scene(Settings { throttled: false, ..Settings::premium() });
     for (kty, platform) in [("RSA", "0"), ("RSA-HSM", "2")] {
         for (size, bytes) in [(2048, 256), (3072, 384), (4096, 512)] {
             let body = json!({ "kty": kty, "key_size": size, "attributes": {} });

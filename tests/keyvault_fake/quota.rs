@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
+use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 
 use crate::{
     client::Client,
-    keyvault::{FakeVault, Settings, message::encode, operation::Operation},
+    keyvault::{
+        FakeVault, Settings,
+        message::encode,
+        operation::Operation,
+        state::Kind,
+        throttle::{Throttle, Touched, cost},
+    },
     scene,
 };
 
@@ -130,4 +137,29 @@ async fn a_managed_hsm_throttles_no_cryptography() {
         client.send("POST", "/keys/aes/backup", None).await.ok();
     }
     assert_eq!(client.send("POST", "/keys/aes/backup", None).await.status, 429);
+}
+
+proptest! {
+    /// Against the definition: a request is admitted exactly if what was admitted in the ten
+    /// seconds before it leaves room for it.
+    #[test]
+    fn no_ten_seconds_hold_more_than_the_quota(
+        requests in vec((0_u64..400, any::<bool>(), 0_usize..3), 1..900),
+    ) {
+        let mut throttle = Throttle::new();
+        let mut now = Duration::from_secs(1_700_000_000);
+        let mut admitted: Vec<(Duration, u32)> = Vec::new();
+        for (millis, hsm, size) in requests {
+            now += Duration::from_millis(millis / 20);
+            let (bits, weight) = [(2048, 1), (3072, 4), (4096, 8)][size];
+            let units = weight * if hsm { 2 } else { 1 };
+            let price = cost(Kind::Premium, Operation::Unwrap, Some(Touched { hsm, bits }));
+            let recent = admitted.iter().filter(|(at, _)| *at + Duration::from_secs(10) > now);
+            let fits = recent.map(|(_, units)| units).sum::<u32>() + units <= 4000;
+            prop_assert_eq!(throttle.admit(now, price.unwrap()), fits);
+            if fits {
+                admitted.push((now, units));
+            }
+        }
+    }
 }

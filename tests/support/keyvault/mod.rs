@@ -32,7 +32,7 @@ mod rotation;
 pub mod server;
 pub mod state;
 pub mod store;
-mod throttle;
+pub mod throttle;
 mod vault;
 pub mod world;
 

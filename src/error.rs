@@ -36,7 +36,7 @@ pub enum Reason {
     KekExpired,
     /// Before the key's start date.
     KekNotYetValid,
-    /// An operator took the KEK away from this sidecar.
+    /// An operator took the KEK away, on this sidecar or in the vault.
     KekRevoked,
     /// No recent proof that the key works.
     KekUnproven,

@@ -59,6 +59,8 @@ fn algorithm(number: i32) -> Result<Algorithm, Error> {
         Ok(wire::Algorithm::RsaOaep512) => Ok(Algorithm::RsaOaep512),
         Ok(wire::Algorithm::A256kw) => Ok(Algorithm::A256Kw),
         Ok(wire::Algorithm::A256kwp) => Ok(Algorithm::A256Kwp),
+        Ok(wire::Algorithm::A128kw) => Ok(Algorithm::A128Kw),
+        Ok(wire::Algorithm::A192kw) => Ok(Algorithm::A192Kw),
         Ok(wire::Algorithm::Unspecified) => {
             Err(Error::new(Reason::AlgorithmUnsupported, "the wrapped DEK names no algorithm"))
         }

@@ -50,6 +50,8 @@ pub(super) fn algorithm(algorithm: Algorithm) -> wire::Algorithm {
         Algorithm::RsaOaep512 => wire::Algorithm::RsaOaep512,
         Algorithm::A256Kw => wire::Algorithm::A256kw,
         Algorithm::A256Kwp => wire::Algorithm::A256kwp,
+        Algorithm::A128Kw => wire::Algorithm::A128kw,
+        Algorithm::A192Kw => wire::Algorithm::A192kw,
     }
 }
 

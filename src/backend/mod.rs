@@ -7,6 +7,8 @@
 //! Powers that not every backend has are small traits of their own, reached through
 //! a method that returns an `Option`: there is no default "not supported".
 
+mod judge;
+pub mod keyvault;
 mod metered;
 pub mod pkcs11;
 
@@ -53,7 +55,7 @@ pub trait Backend: Send + Sync + 'static {
     /// The name in the configuration.
     fn name(&self) -> &str;
 
-    /// The kind, as in the configuration: `pkcs11`.
+    /// The kind, as in the configuration: `pkcs11`, `key-vault`, `managed-hsm`.
     fn kind(&self) -> &'static str;
 
     /// The versions of `key` that `algorithm` could work with, in no order; only the

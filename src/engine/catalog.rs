@@ -261,6 +261,7 @@ impl Kek {
                 Reason::KekMismatch
                     | Reason::KekVersionNotFound
                     | Reason::KekDisabled
+                    | Reason::KekRevoked
                     | Reason::BackendUnreachable
             )
         };

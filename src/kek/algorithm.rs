@@ -22,6 +22,10 @@ pub enum Algorithm {
     A256Kw,
     /// AES-256 key wrap with padding (RFC 5649).
     A256Kwp,
+    /// AES-128 key wrap (RFC 3394).
+    A128Kw,
+    /// AES-192 key wrap (RFC 3394).
+    A192Kw,
 }
 
 /// What kind of key an algorithm needs.
@@ -29,7 +33,7 @@ pub enum Algorithm {
 pub enum Family {
     /// An RSA key, with this hash in OAEP and its MGF1.
     Rsa(OaepHash),
-    /// An AES-256 key.
+    /// An AES key of [`Algorithm::aes_bits`].
     Aes,
 }
 
@@ -49,13 +53,15 @@ pub enum OaepHash {
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::RsaOaep,
         Self::RsaOaep256,
         Self::RsaOaep384,
         Self::RsaOaep512,
         Self::A256Kw,
         Self::A256Kwp,
+        Self::A128Kw,
+        Self::A192Kw,
     ];
 
     /// The name in configuration, logs and the command line.
@@ -67,6 +73,8 @@ impl Algorithm {
             Self::RsaOaep512 => "RSA-OAEP-512",
             Self::A256Kw => "A256KW",
             Self::A256Kwp => "A256KWP",
+            Self::A128Kw => "A128KW",
+            Self::A192Kw => "A192KW",
         }
     }
 
@@ -82,26 +90,34 @@ impl Algorithm {
             Self::RsaOaep256 => Family::Rsa(OaepHash::Sha256),
             Self::RsaOaep384 => Family::Rsa(OaepHash::Sha384),
             Self::RsaOaep512 => Family::Rsa(OaepHash::Sha512),
-            Self::A256Kw | Self::A256Kwp => Family::Aes,
+            Self::A256Kw | Self::A256Kwp | Self::A128Kw | Self::A192Kw => Family::Aes,
+        }
+    }
+
+    /// The size of the AES key that it needs; `None` for RSA.
+    pub fn aes_bits(self) -> Option<u32> {
+        match self {
+            Self::A128Kw => Some(128),
+            Self::A192Kw => Some(192),
+            Self::A256Kw | Self::A256Kwp => Some(256),
+            Self::RsaOaep | Self::RsaOaep256 | Self::RsaOaep384 | Self::RsaOaep512 => None,
         }
     }
 
     /// Whether two algorithms work with the same key.
     pub fn same_key_kind(self, other: Self) -> bool {
-        matches!(
-            (self.family(), other.family()),
-            (Family::Rsa(_), Family::Rsa(_)) | (Family::Aes, Family::Aes)
-        )
+        self.aes_bits() == other.aes_bits()
     }
 
-    /// Whether a payload of `len` bytes fits the algorithm. Only A256KW is choosy:
-    /// RFC 3394 takes multiples of 8. (Every RSA key of at least 2048 bits carries
+    /// Whether a payload of `len` bytes fits the algorithm. Only RFC 3394 is choosy: it
+    /// takes multiples of 8. (Every RSA key of at least 2048 bits carries
     /// the longest payload, 104 bytes, under every hash: 256 - 2 * 64 - 2 = 126.)
     pub fn check_payload_len(self, len: usize) -> Result<(), Error> {
-        if self == Self::A256Kw && !len.is_multiple_of(8) {
+        let choosy = matches!(self, Self::A128Kw | Self::A192Kw | Self::A256Kw);
+        if choosy && !len.is_multiple_of(8) {
             return Err(Error::new(
                 Reason::DekLengthInvalid,
-                format!("A256KW wraps multiples of 8 bytes, this DEK has {len}"),
+                format!("{self} wraps multiples of 8 bytes, this DEK has {len}"),
             )
             .with_fix("use a DEK of 16, 24, 32, … 64 bytes, a context, or a KEK with A256KWP"));
         }
@@ -136,7 +152,7 @@ mod tests {
         for algorithm in Algorithm::ALL {
             assert_eq!(Algorithm::from_name(algorithm.name()), Some(algorithm));
         }
-        for unknown in ["RSA1_5", "rsa-oaep", "", "A128KW"] {
+        for unknown in ["RSA1_5", "rsa-oaep", "", "A128KWP"] {
             assert_eq!(Algorithm::from_name(unknown), None);
         }
     }
@@ -146,8 +162,23 @@ mod tests {
         for len in 16..=64 {
             for algorithm in Algorithm::ALL {
                 let fits = algorithm.check_payload_len(len).is_ok();
-                assert_eq!(fits, algorithm != Algorithm::A256Kw || len % 8 == 0);
+                let choosy = algorithm.name().ends_with("KW");
+                assert_eq!(fits, !choosy || len % 8 == 0, "{algorithm} {len}");
             }
+        }
+    }
+
+    #[test]
+    fn a_key_works_with_the_algorithms_of_its_kind_and_size() {
+        use Algorithm::*;
+        for (one, other, same) in [
+            (RsaOaep, RsaOaep512, true),
+            (A256Kw, A256Kwp, true),
+            (A256Kw, A128Kw, false),
+            (A192Kw, A128Kw, false),
+            (A128Kw, RsaOaep, false),
+        ] {
+            assert_eq!((one.same_key_kind(other), other.same_key_kind(one)), (same, same));
         }
     }
 

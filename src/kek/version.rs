@@ -116,6 +116,8 @@ pub struct VersionInfo {
     pub public_key: Option<PublicKey>,
     /// When it may be used.
     pub validity: Validity,
+    /// When it was made, if the backend says: vaults do, PKCS#11 does not.
+    pub created: Option<SystemTime>,
     /// Whether the backend lets it unwrap (decrypt).
     pub enabled: bool,
     /// How it is kept.
@@ -123,14 +125,15 @@ pub struct VersionInfo {
 }
 
 impl VersionInfo {
-    /// The order of versions, oldest first: by start of validity (a key without one
-    /// is older than any with), then by name, shorter first (so that names that are
+    /// The order of versions, oldest first: by when they were made, where the backend says
+    /// (whose names for versions may be random), then by start of validity (a key without
+    /// one is older than any with), then by name, shorter first (so that names that are
     /// numbers, and hex of equal length, sort by value). Total and stable, so that
     /// every sidecar of a fleet picks the same current version.
     pub fn age_order(&self, other: &Self) -> Ordering {
-        self.validity
-            .not_before
-            .cmp(&other.validity.not_before)
+        self.created
+            .cmp(&other.created)
+            .then_with(|| self.validity.not_before.cmp(&other.validity.not_before))
             .then_with(|| self.id.as_str().len().cmp(&other.id.as_str().len()))
             .then_with(|| self.id.cmp(&other.id))
     }
@@ -197,6 +200,7 @@ pub(crate) mod tests {
             fingerprint: Fingerprint::new([1; 32]),
             public_key: None,
             validity: Validity { not_before: not_before_day.map(day), not_after: None },
+            created: None,
             enabled: true,
             assurance: Assurance::default(),
         }
@@ -216,6 +220,21 @@ pub(crate) mod tests {
             info("0a", None),
         ];
         assert_eq!(order(set), ["100", "aa", "ff", "0a", "09"]);
+    }
+
+    #[test]
+    fn the_one_made_last_is_the_newest_whatever_its_name_and_dates() {
+        let made = |id: &str, not_before_day, secs| VersionInfo {
+            created: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(secs)),
+            ..info(id, not_before_day)
+        };
+        let set = vec![
+            made("ffff", None, 10),
+            made("0000", Some(1), 30),
+            made("aaaa", Some(9), 20),
+            made("bbbb", None, 20),
+        ];
+        assert_eq!(order(set), ["0000", "aaaa", "bbbb", "ffff"]);
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Fake {
             public_key: None,
             validity: Validity::default(),
             enabled: true,
+            created: None,
             assurance: Assurance { device: "fake".into(), sensitive: true, ..Default::default() },
         }
     }

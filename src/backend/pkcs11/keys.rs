@@ -241,6 +241,7 @@ fn read(seat: &Seat<'_>, handle: CK_OBJECT_HANDLE, algorithm: Algorithm) -> Resu
         fingerprint,
         public_key,
         validity: validity(seat, handle)?,
+        created: None,
         enabled: key.decrypt || key.unwrap,
         assurance: Assurance {
             device: device(seat),

@@ -9,7 +9,6 @@
 //! | `token`, `pin` | the slot, the login |
 //! | `worker` | threads, sessions, the queue |
 //! | `keys`, `aes_key`, `mechanism` | key objects, AES wrapping, mechanism numbers |
-//! | `judge` | whose fault a failed unwrap was |
 //! | `officer` | creating and listing keys |
 //! | `bare` | the token alone, for measuring |
 //!
@@ -22,7 +21,6 @@ mod ckr;
 mod fault;
 mod ffi;
 mod gate;
-mod judge;
 mod keys;
 mod mechanism;
 mod module;
@@ -45,13 +43,12 @@ use tracing::warn;
 pub use settings::{PinSource, Settings, TokenSelector};
 
 use crate::{
-    backend::{Backend, Officer, Room},
+    backend::{Backend, Officer, Room, judge::Judge},
     error::{Error, Reason},
     kek::{Algorithm, Family, KeyRef, UsableVersion, VersionInfo},
     secret::Secret,
 };
 use fault::Fault;
-use judge::Judge;
 use keys::Target;
 use module::Module;
 use raw::{Ckr, Mechanism};

@@ -1,6 +1,6 @@
 //! Whose fault was it? When an operation on a caller's ciphertext fails with a code
 //! that may mean anything, the judge has the key prove itself with a canary: if it can,
-//! the ciphertext is bad; if not, the device is in trouble.
+//! the ciphertext is bad; if not, the backend is in trouble.
 //!
 //! Invariants: a verdict rests on a canary that began *after* the failure, so an older
 //! success never condemns a good ciphertext; canaries of one key are at least
@@ -49,7 +49,7 @@ impl Judge {
         canary: impl AsyncFnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
         let too_late = |_| {
-            Error::new(Reason::DeadlineExceeded, "the HSM could not be checked before the deadline")
+            Error::new(Reason::DeadlineExceeded, "the key could not be checked before the deadline")
         };
         let trial = self.trial(key);
         // Whoever comes first runs the canary; the others find its result.

@@ -11,6 +11,7 @@ mod judge;
 pub mod keyvault;
 mod metered;
 pub mod pkcs11;
+mod secret_file;
 
 use std::{
     sync::Arc,

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | 403 `KeyDisabled`, `KeyOperationForbidden` | `KEK_DISABLED` |
 //! | 403 `ForbiddenBy…`, `AccessDenied` and what is not known | `KEK_REVOKED` |
-//! | 404 `KeyNotFound` and its like | `KEK_NOT_FOUND`, of a version `KEK_VERSION_NOT_FOUND` |
+//! | 404 `…NotFound` | `KEK_NOT_FOUND`, of a version `KEK_VERSION_NOT_FOUND` |
 //! | 401 AKV10046; 408, 5xx | `BACKEND_UNREACHABLE` |
 //! | 429 | `OVERLOADED`, with what the vault asks for, at most [`PATIENCE_MAX`] |
 //! | 401 AKV10022, AKV10032 and other; 4xx not above | `BACKEND_MISCONFIGURED` |
@@ -209,8 +209,8 @@ fn forbidden(answer: &Answer) -> Error {
 }
 
 fn not_found(asked: Asked, answer: &Answer) -> Error {
-    let known = ["KeyNotFound", "NotFound", "ResourceNotFound", "ObjectIsDeletedButRecoverable"];
-    if !known.into_iter().any(|code| answer.is(code)) {
+    let codes = [&answer.inner, &answer.outer];
+    if !codes.into_iter().flatten().any(|code| code.ends_with("NotFound")) {
         // A vault says what it did not find. Whoever this is, is no vault.
         return Error::new(Reason::BackendMisconfigured, "what answers is no vault")
             .with_fix("see whether `vault` is the address of a vault or a managed HSM");
@@ -278,7 +278,9 @@ mod tests {
             (Key, 404, "KeyNotFound", "", KekNotFound),
             (Version, 404, "KeyNotFound", "", KekVersionNotFound),
             (Unwrap, 404, "KeyNotFound", "", KekVersionNotFound),
+            (Key, 404, "VaultNotFound", "", KekNotFound),
             (Unwrap, 404, "Whatever", "", BackendMisconfigured),
+            (Unwrap, 404, "", "", BackendMisconfigured),
             (Unwrap, 400, "BadParameter", "", CiphertextInvalid),
             (Key, 400, "BadParameter", "", BackendMisconfigured),
             (Version, 400, "BadParameter", "", BackendMisconfigured),

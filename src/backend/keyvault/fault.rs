@@ -30,8 +30,6 @@ pub(super) enum Fault {
     Request,
     /// The answer is not what was asked for.
     Answer,
-    /// No token could be had.
-    NoToken,
 }
 
 impl Fault {
@@ -48,7 +46,6 @@ impl Fault {
             Self::Stranger => "a request to a host that is not configured was refused",
             Self::Request => "a request that cannot be sent",
             Self::Answer => "the answer is not what was asked for",
-            Self::NoToken => "there is no token",
         }
     }
 
@@ -88,17 +85,22 @@ impl From<Fault> for azure_core::Error {
 
 /// The fault that an error of the SDK came from, if it was one.
 pub(super) fn behind(error: &azure_core::Error) -> Option<Fault> {
+    find(error).copied()
+}
+
+/// The error of this type that an error of the SDK came from, if it was one.
+pub(super) fn find<E: std::error::Error + 'static>(error: &azure_core::Error) -> Option<&E> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     // As deep as the SDK nests, and then some.
     for _ in 0..16 {
         let this = cause?;
-        if let Some(fault) = this.downcast_ref::<Fault>() {
-            return Some(*fault);
+        if let Some(found) = this.downcast_ref::<E>() {
+            return Some(found);
         }
-        if let Some(inner) = this.downcast_ref::<azure_core::Error>()
-            && let Some(fault) = inner.downcast_ref::<Fault>()
-        {
-            return Some(*fault);
+        // What it wraps is not always its source.
+        let wrapped = this.downcast_ref::<azure_core::Error>();
+        if let Some(found) = wrapped.and_then(|wrapped| wrapped.downcast_ref::<E>()) {
+            return Some(found);
         }
         cause = this.source();
     }

@@ -3,15 +3,11 @@
 //! Whoever calls when a login fails is told why, so where the PIN is kept stands in
 //! `detail`, which is for the operator, and nowhere else.
 
-use std::{
-    fs::File,
-    io::{ErrorKind, Read},
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::Path,
-};
+use std::path::Path;
 
 use super::PinSource;
 use crate::{
+    backend::secret_file::{self, Trouble},
     error::{Error, Reason},
     secret::Secret,
 };
@@ -34,33 +30,16 @@ pub(super) fn read(source: &PinSource) -> Result<Secret, Error> {
 
 fn read_file(path: &Path) -> Result<Secret, Error> {
     let shown = path.display();
-    let trouble = |error: std::io::Error| {
-        refuse("the PIN file cannot be read").with_detail(format!("{shown}: {error}"))
-    };
-    let mut file = File::open(path).map_err(trouble)?;
-    let metadata = file.metadata().map_err(trouble)?;
-    // A pipe or a socket may be how a secret is handed over; its mode says nothing.
-    let is_file = !metadata.file_type().is_fifo() && !metadata.file_type().is_socket();
-    if is_file && metadata.mode() & 0o037 != 0 {
-        let mode = metadata.mode() & 0o7777;
-        return Err(refuse("the PIN file is open to others")
-            .with_detail(format!("{shown} has mode {mode:04o}"))
-            .with_fix("give it the mode 0600"));
-    }
-    let mut text = Secret::zeroed(PIN_MAX + 2);
-    let mut len = 0;
-    loop {
-        match file.read(&mut text.expose_mut()[len..]) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(trouble(error)),
+    // One more for a line that ends in two characters.
+    let text = secret_file::read(path, PIN_MAX + 1).map_err(|trouble| match trouble {
+        Trouble::Unreadable(error) => {
+            refuse("the PIN file cannot be read").with_detail(format!("{shown}: {error}"))
         }
-    }
-    text.truncate(len);
-    let line_end = text.expose().iter().position(|byte| matches!(byte, b'\n' | b'\r'));
-    text.truncate(line_end.unwrap_or(len));
-    check(text).map_err(|error| error.with_detail(shown.to_string()))
+        Trouble::Open(mode) => refuse("the PIN file is open to others")
+            .with_detail(format!("{shown} has mode {mode:04o}"))
+            .with_fix("give it the mode 0600"),
+    })?;
+    check(secret_file::first_line(text)).map_err(|error| error.with_detail(shown.to_string()))
 }
 
 fn check(pin: Secret) -> Result<Secret, Error> {

@@ -23,11 +23,11 @@ use tracing::{info, warn};
 
 use crate::{
     alloc,
-    backend::{Backend, Bare, Metered, pkcs11::Pkcs11Backend},
+    backend::{Backend, Bare, Metered, keyvault::KeyVaultBackend, pkcs11::Pkcs11Backend},
     cache::Cache,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
-    error::Error,
+    error::{Error, Reason},
     observe::{self, Metrics},
     secret::{self, Protection, SlabError},
     server::{self, Served, SetupError},
@@ -48,6 +48,7 @@ pub struct StartError {
 pub fn build_backend(config: &BackendConfig) -> Result<Arc<dyn Backend>, Error> {
     match config {
         BackendConfig::Pkcs11(settings) => Ok(Arc::new(Pkcs11Backend::open(settings.clone())?)),
+        BackendConfig::KeyVault(settings) => Ok(Arc::new(KeyVaultBackend::open(settings.clone())?)),
     }
 }
 
@@ -61,6 +62,11 @@ pub fn build_measurable(config: &BackendConfig) -> Result<Measurable, Error> {
             let backend = Arc::new(Pkcs11Backend::open(settings.clone())?);
             Ok((Arc::clone(&backend) as _, backend))
         }
+        BackendConfig::KeyVault(_) => Err(Error::new(
+            Reason::BackendMisconfigured,
+            "what a vault is behind its network cannot be measured from here",
+        )
+        .with_fix("measure the sidecar: `keyward bench --kek NAME`")),
     }
 }
 

@@ -3,10 +3,14 @@
 use super::{
     fields::Fields,
     mistake::{Wrong, did_you_mean, quoted},
-    schema,
+    schema::{self, Key},
+    vault,
 };
 use crate::{
-    backend::pkcs11::{PinSource, Settings, TokenSelector},
+    backend::{
+        keyvault::{self, Service},
+        pkcs11::{PinSource, Settings, TokenSelector},
+    },
     kek::KekName,
 };
 
@@ -15,6 +19,8 @@ use crate::{
 pub enum BackendConfig {
     /// A PKCS#11 token.
     Pkcs11(Settings),
+    /// A vault or a managed HSM in Azure.
+    KeyVault(keyvault::Settings),
 }
 
 impl BackendConfig {
@@ -22,8 +28,15 @@ impl BackendConfig {
     pub fn name(&self) -> &str {
         match self {
             Self::Pkcs11(settings) => &settings.name,
+            Self::KeyVault(settings) => &settings.name,
         }
     }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Pkcs11,
+    Vault(Service),
 }
 
 /// Longest label of a token and longest serial number (`CK_TOKEN_INFO`).
@@ -39,7 +52,18 @@ pub(super) fn read(name: &str, fields: &Fields<'_>) -> Option<BackendConfig> {
         ));
     }
     let kind = fields.parsed(&schema::TYPE, kind);
-    let module = fields.path(&schema::MODULE);
+    match kind {
+        Some(Kind::Vault(service)) => {
+            refuse_others(fields, &schema::OF_PKCS11, "pkcs11");
+            return vault::read(name, service, fields).map(BackendConfig::KeyVault);
+        }
+        Some(Kind::Pkcs11) => {
+            refuse_others(fields, &schema::OF_VAULTS, "key-vault and managed-hsm");
+        }
+        // What is written may be right all the same.
+        None => {}
+    }
+    let module = fields.demand(&schema::MODULE).then(|| fields.path(&schema::MODULE));
     let module_args = fields.text(&schema::MODULE_ARGS);
     let token = token(fields);
     let pin = pin(fields);
@@ -50,7 +74,7 @@ pub(super) fn read(name: &str, fields: &Fields<'_>) -> Option<BackendConfig> {
     kind?;
     Some(BackendConfig::Pkcs11(Settings {
         name: name.to_owned(),
-        module: module?,
+        module: module??,
         module_args: module_args?,
         token: token?,
         pin: pin?,
@@ -61,18 +85,24 @@ pub(super) fn read(name: &str, fields: &Fields<'_>) -> Option<BackendConfig> {
     }))
 }
 
-fn kind(text: &str) -> Result<(), Wrong> {
+/// Notes keys that mean nothing to this type.
+fn refuse_others(fields: &Fields<'_>, others: &[&'static Key], of: &str) {
+    for key in others.iter().filter(|key| fields.given(key)) {
+        let what = format!("means nothing to a backend of this type, only to {of}");
+        fields.refuse(key, Wrong::new(what, "remove it, or change type"));
+    }
+}
+
+fn kind(text: &str) -> Result<Kind, Wrong> {
     match text {
-        "pkcs11" => Ok(()),
-        "key-vault" | "managed-hsm" => Err(Wrong::new(
-            format!("{} is not in this release", quoted(text)),
-            r#"use type = "pkcs11""#,
-        )),
+        "pkcs11" => Ok(Kind::Pkcs11),
+        "key-vault" => Ok(Kind::Vault(Service::KeyVault)),
+        "managed-hsm" => Ok(Kind::Vault(Service::ManagedHsm)),
         _ => Err(Wrong::new(
             format!("{} is no kind of backend", quoted(text)),
-            match did_you_mean(text, ["pkcs11"]) {
+            match did_you_mean(text, ["pkcs11", "key-vault", "managed-hsm"]) {
                 Some(near) => format!("did you mean {near}?"),
-                None => r#"use type = "pkcs11""#.to_owned(),
+                None => r#"use type = "pkcs11", "key-vault" or "managed-hsm""#.to_owned(),
             },
         )),
     }

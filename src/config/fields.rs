@@ -53,6 +53,16 @@ impl<'a> Fields<'a> {
         self.value(key).is_some()
     }
 
+    /// Notes that a key that is optional in general must be there after all. False if it is
+    /// not.
+    pub(super) fn demand(&self, key: &Key) -> bool {
+        let given = self.given(key);
+        if !given {
+            self.refuse(key, Wrong::new("is missing", write_example(key)));
+        }
+        given
+    }
+
     /// Notes what is wrong with a key, or with its absence.
     pub(super) fn refuse(&self, key: &Key, wrong: Wrong) {
         self.report.add(self.line_of(key), self.path_of(key.name), wrong);

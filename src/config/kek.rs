@@ -1,11 +1,15 @@
 //! `[[kek]]`: what callers may name, and the key behind each name.
 
 use super::{
+    BackendConfig,
     fields::Fields,
     mistake::{Wrong, did_you_mean, quoted},
     schema,
 };
-use crate::kek::{Algorithm, KekName, KeyRef};
+use crate::{
+    backend::keyvault::is_key_name,
+    kek::{Algorithm, KekName, KeyRef},
+};
 
 /// A KEK.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +25,13 @@ pub struct KekConfig {
 }
 
 /// Reads every KEK. `backends` are the names that the file gives to backends, whether
-/// or not they were read without a mistake: one mistake should not be told twice.
-pub(super) fn read(entries: &[Fields<'_>], backends: &[&str]) -> Option<Vec<KekConfig>> {
+/// or not they were read without a mistake: one mistake should not be told twice. `known`
+/// are those that were.
+pub(super) fn read(
+    entries: &[Fields<'_>],
+    backends: &[&str],
+    known: &[&BackendConfig],
+) -> Option<Vec<KekConfig>> {
     let mut names: Vec<KekName> = Vec::new();
     let mut keks = Vec::with_capacity(entries.len());
     for fields in entries {
@@ -44,7 +53,13 @@ pub(super) fn read(entries: &[Fields<'_>], backends: &[&str]) -> Option<Vec<KekC
             }
             names.push(name.clone());
         }
-        keks.push(read_one(fields, name, backends));
+        let kek = read_one(fields, name, backends);
+        let keeper =
+            kek.as_ref().and_then(|kek| known.iter().find(|backend| backend.name() == kek.backend));
+        if let (Some(kek), Some(keeper)) = (&kek, keeper) {
+            check_fit(fields, kek, keeper);
+        }
+        keks.push(kek);
     }
     keks.into_iter().collect()
 }
@@ -71,6 +86,44 @@ fn read_one(fields: &Fields<'_>, name: Option<KekName>, backends: &[&str]) -> Op
     };
     mode?;
     Some(KekConfig { name, backend: backend?, key, algorithm: algorithm? })
+}
+
+/// Notes what the KEK asks for that its backend cannot give.
+fn check_fit(fields: &Fields<'_>, kek: &KekConfig, keeper: &BackendConfig) {
+    let refuse = |what: String, fix: &str| {
+        fields.refuse(&schema::ALGORITHM, Wrong::new(what, fix));
+    };
+    let algorithm = kek.algorithm;
+    match keeper {
+        BackendConfig::Pkcs11(_) if algorithm.aes_bits().is_some_and(|bits| bits != 256) => {
+            refuse(
+                format!(
+                    "{algorithm} is for managed HSMs: a PKCS#11 backend does AES with 256 bits"
+                ),
+                "use A256KW or A256KWP, or an RSA key",
+            );
+        }
+        BackendConfig::Pkcs11(_) => {}
+        BackendConfig::KeyVault(settings) => {
+            let service = settings.service;
+            if !service.does(algorithm) {
+                let names = Algorithm::ALL.into_iter().filter(|one| service.does(*one));
+                let names: Vec<_> = names.map(Algorithm::name).collect();
+                let fix = format!("use one of: {}", names.join(", "));
+                refuse(format!("a {} does not do {algorithm}", service.as_str()), &fix);
+            }
+            if !is_key_name(&kek.key.label) {
+                let at = if fields.given(&schema::KEY) { &schema::KEY } else { &schema::NAME };
+                fields.refuse(
+                    at,
+                    Wrong::new(
+                        format!("{} is not a name for a key in a vault", quoted(&kek.key.label)),
+                        "set key to the key's name: 1 to 127 of 0-9 A-Z a-z -",
+                    ),
+                );
+            }
+        }
+    }
 }
 
 fn parse_key(text: &str) -> Result<KeyRef, Wrong> {

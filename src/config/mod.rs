@@ -22,6 +22,7 @@ mod schema;
 mod server;
 #[cfg(test)]
 mod tests;
+mod vault;
 
 use std::{
     fs::File,
@@ -96,8 +97,11 @@ fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
     let server = server::read(&server, &document.single(&schema::LIMITS), accounts);
     let log = log::read(&document.single(&schema::LOG));
     let cache = cache::read(&document.single(&schema::CACHE), &document.single(&schema::LEASE));
-    let backends = read_backends(document);
-    let keks = kek::read(&document.repeated(&schema::KEK), &document.names(&schema::BACKEND));
+    let backends = each_backend(document);
+    let known: Vec<_> = backends.iter().flatten().collect();
+    let names = document.names(&schema::BACKEND);
+    let keks = kek::read(&document.repeated(&schema::KEK), &names, &known);
+    let backends: Option<Vec<_>> = backends.into_iter().collect();
     if !document.has(&schema::KEK) {
         let wrong = Wrong::new("no KEK is configured: there is nothing to serve", ADD_KEK);
         document.missing(&schema::KEK, wrong);
@@ -124,14 +128,17 @@ const ADD_POLICY: &str =
     r#"add for example [[policy]] who = ["uid:0"] may = ["wrap", "unwrap"] kek = ["*"]"#;
 
 fn read_backends(document: &Document<'_>) -> Option<Vec<BackendConfig>> {
+    each_backend(document).into_iter().collect()
+}
+
+/// `None` stands for one with a mistake.
+fn each_backend(document: &Document<'_>) -> Vec<Option<BackendConfig>> {
     let sections = document.named(&schema::BACKEND);
     if !document.has(&schema::BACKEND) {
         let wrong = Wrong::new("no backend is configured: no KEK could live anywhere", ADD_BACKEND);
         document.missing(&schema::BACKEND, wrong);
     }
-    let backends: Vec<_> =
-        sections.iter().map(|(name, fields)| backend::read(name, fields)).collect();
-    backends.into_iter().collect()
+    sections.iter().map(|(name, fields)| backend::read(name, fields)).collect()
 }
 
 /// What relative paths are relative to.

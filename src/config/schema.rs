@@ -196,9 +196,10 @@ pub(super) static BACKEND: Section = Section {
     name: "backend",
     form: Form::Named("hsm"),
     shown: true,
-    doc: "An HSM that keeps KEKs. The name is yours; [[kek]] entries refer to it.",
+    doc: "An HSM or a vault that keeps KEKs. The name is yours; [[kek]] entries refer to it.",
     keys: &[
         &TYPE,
+        &QUEUE,
         &MODULE,
         &MODULE_ARGS,
         &TOKEN,
@@ -206,51 +207,156 @@ pub(super) static BACKEND: Section = Section {
         &PIN_FILE,
         &PIN_ENV,
         &SESSIONS,
-        &QUEUE,
         &CALL_TIMEOUT,
         &ALLOW_FINAL_TRY,
+        &VAULT,
+        &IDENTITY,
+        &AUTHORITY,
+        &CA,
+        &WRAP,
+        &VAULT_CONNECTIONS,
+        &CEILING,
     ],
 };
 
+/// Keys of a backend that mean something to PKCS#11 only.
+pub(super) static OF_PKCS11: [&Key; 9] = [
+    &MODULE,
+    &MODULE_ARGS,
+    &TOKEN,
+    &SERIAL,
+    &PIN_FILE,
+    &PIN_ENV,
+    &SESSIONS,
+    &CALL_TIMEOUT,
+    &ALLOW_FINAL_TRY,
+];
+
+/// Keys of a backend that mean something to vaults and managed HSMs only.
+pub(super) static OF_VAULTS: [&Key; 7] =
+    [&VAULT, &IDENTITY, &AUTHORITY, &CA, &WRAP, &VAULT_CONNECTIONS, &CEILING];
+
 pub(super) static TYPE: Key = Key::required("type", Kind::Text, r#""pkcs11""#)
-    .doc(r#"Kind of backend. This release has "pkcs11"."#);
+    .doc(r#"Kind of backend: "pkcs11", or in Azure "key-vault" or "managed-hsm"."#);
 
 pub(super) static MODULE: Key =
-    Key::required("module", Kind::Path, r#""/usr/lib/softhsm/libsofthsm2.so""#)
-        .doc("The vendor's PKCS#11 module, a shared library.");
+    Key::optional("module", Kind::Path, r#""/usr/lib/softhsm/libsofthsm2.so""#)
+        .shown()
+        .doc("pkcs11: the vendor's PKCS#11 module, a shared library. It must be set.");
 
 pub(super) static MODULE_ARGS: Key = Key::default("module_args", Kind::Text, r#""""#)
-    .doc("Handed to C_Initialize as pReserved. NSS wants this; most modules want nothing.");
+    .doc("pkcs11: handed to C_Initialize as pReserved. NSS wants this; most modules want nothing.");
 
 pub(super) static TOKEN: Key = Key::optional("token", Kind::Text, r#""keyward""#)
     .shown()
-    .doc("Label of the token. Slot numbers change; labels and serial numbers do not.");
+    .doc("pkcs11: label of the token. Slot numbers change; labels and serial numbers do not.");
 
 pub(super) static SERIAL: Key = Key::optional("serial", Kind::Text, r#""0123456789abcdef""#).doc(
-    "Serial number of the token: instead of its label, or beside it if labels are not unique.",
+    "pkcs11: serial number of the token: instead of its label, or beside it if labels are not unique.",
 );
 
 pub(super) static PIN_FILE: Key = Key::optional("pin_file", Kind::Path, r#""/etc/keyward/pin""#)
     .shown()
-    .doc("File whose first line is the user PIN. Only its owner may be able to read it.");
+    .doc("pkcs11: file whose first line is the user PIN. Only its owner may be able to read it.");
 
 pub(super) static PIN_ENV: Key = Key::optional("pin_env", Kind::Text, r#""KEYWARD_PIN""#)
-    .doc("Environment variable that holds the user PIN, instead of pin_file.");
+    .doc("pkcs11: environment variable that holds the user PIN, instead of pin_file.");
 
 pub(super) static SESSIONS: Key = Key::default("sessions", Kind::Number { min: 1, max: 64 }, "4")
-    .doc("Sessions with the token, each with a thread. More than it does in parallel only queue.");
+    .doc("pkcs11: sessions with the token, each with a thread. More than it does in parallel only queue.");
 
 pub(super) static QUEUE: Key = Key::default("queue", Kind::Number { min: 1, max: 65_536 }, "1024")
-    .doc("Operations that may wait for a session. Beyond it callers are refused at once.");
+    .doc("Operations that may wait for a session or a connection. Beyond it callers are refused at once.");
 
 pub(super) static CALL_TIMEOUT: Key =
     Key::default("call_timeout", Kind::Duration { min: "100ms", max: "5m" }, r#""10s""#)
-        .doc("How long one call into the module may take before it counts as hung.");
+        .doc("pkcs11: how long one call into the module may take before it counts as hung.");
 
 pub(super) static ALLOW_FINAL_TRY: Key = Key::default("allow_final_try", Kind::Flag, "false").doc(
-    "Log in although the token says that one more wrong PIN locks it. Set this only for as long\n\
+    "pkcs11: log in although the token says that one more wrong PIN locks it. Set this only for as long\n\
      as it takes to log in once with the right PIN.",
 );
+
+pub(super) static VAULT: Key =
+    Key::optional("vault", Kind::Text, r#""https://NAME.vault.azure.net""#).doc(
+        "key-vault, managed-hsm: where it is. It must be set. Tokens are for its domain, here\n\
+         https://vault.azure.net, and nobody else is asked.",
+    );
+
+pub(super) static IDENTITY: Key = Key::optional(
+    "identity",
+    Kind::Table(&[
+        &ID_KIND,
+        &TENANT_ID,
+        &CLIENT_ID,
+        &OBJECT_ID,
+        &RESOURCE_ID,
+        &SECRET_FILE,
+        &ID_CERTIFICATE,
+        &ID_KEY,
+        &TOKEN_FILE,
+    ]),
+    r#"{ kind = "managed" }"#,
+)
+.doc(
+    "key-vault, managed-hsm: as whom the sidecar asks.\n\
+     kind = \"managed\": the machine's or app's own; client_id, object_id or resource_id names\n\
+     \x20 one that was assigned to it.\n\
+     kind = \"workload\": federation, as on Kubernetes; tenant_id, client_id and token_file, if\n\
+     \x20 they are not in the environment.\n\
+     kind = \"secret\": tenant_id, client_id and secret_file (mode 0600, first line).\n\
+     kind = \"certificate\": tenant_id, client_id, certificate and key (PEM; key: mode 0600).\n\
+     kind = \"cli\": whoever is logged in with `az login`; for development.",
+);
+
+pub(super) static ID_KIND: Key = Key::required("kind", Kind::Text, r#""managed""#);
+pub(super) static TENANT_ID: Key =
+    Key::optional("tenant_id", Kind::Text, r#""00000000-0000-0000-0000-000000000000""#);
+pub(super) static CLIENT_ID: Key =
+    Key::optional("client_id", Kind::Text, r#""00000000-0000-0000-0000-000000000000""#);
+pub(super) static OBJECT_ID: Key =
+    Key::optional("object_id", Kind::Text, r#""00000000-0000-0000-0000-000000000000""#);
+pub(super) static RESOURCE_ID: Key = Key::optional(
+    "resource_id",
+    Kind::Text,
+    r#""/subscriptions/ID/resourceGroups/NAME/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME""#,
+);
+pub(super) static SECRET_FILE: Key =
+    Key::optional("secret_file", Kind::Path, r#""/etc/keyward/client-secret""#);
+pub(super) static ID_CERTIFICATE: Key =
+    Key::optional("certificate", Kind::Path, r#""/etc/keyward/client.pem""#);
+pub(super) static ID_KEY: Key = Key::optional("key", Kind::Path, r#""/etc/keyward/client.key""#);
+pub(super) static TOKEN_FILE: Key = Key::optional(
+    "token_file",
+    Kind::Path,
+    r#""/var/run/secrets/azure/tokens/azure-identity-token""#,
+);
+
+pub(super) static AUTHORITY: Key =
+    Key::default("authority", Kind::Text, r#""https://login.microsoftonline.com""#).doc(
+        "key-vault, managed-hsm: where tokens come from; another cloud than the public one has\n\
+         another. AZURE_AUTHORITY_HOST is not heeded.",
+    );
+
+pub(super) static CA: Key = Key::optional("ca", Kind::Path, r#""/etc/keyward/azure-ca.pem""#)
+    .doc("key-vault, managed-hsm: PEM file of the authorities to trust instead of the system's.");
+
+pub(super) static WRAP: Key = Key::default("wrap", Kind::Text, r#""local""#).doc(
+    "key-vault, managed-hsm: where RSA keys wrap: \"local\", with the public key that is pinned\n\
+     with the version, or \"service\".",
+);
+
+pub(super) static VAULT_CONNECTIONS: Key =
+    Key::default("connections", Kind::Number { min: 1, max: 64 }, "16").doc(
+        "key-vault, managed-hsm: connections at once, each with one operation. Sixteen carry more\n\
+         than a vault's quota.",
+    );
+
+pub(super) static CEILING: Key = Key::default("ceiling", Kind::Number { min: 1, max: 100 }, "100")
+    .doc(
+        "key-vault, managed-hsm: how much of the service's documented quota this sidecar may use,\n\
+         in percent. Everybody who uses a vault shares one quota.",
+    );
 
 pub(super) static KEK: Section = Section {
     name: "kek",
@@ -267,13 +373,14 @@ pub(super) static KEK_BACKEND: Key =
     Key::required("backend", Kind::Text, r#""hsm""#).doc("The backend that keeps it.");
 
 pub(super) static KEY: Key = Key::optional("key", Kind::Text, r#""orders-db""#).doc(
-    "What the backend calls it (CKA_LABEL), if not by its name. \"key/version\" pins one version\n\
-     (CKA_ID in hex).",
+    "What the backend calls it (CKA_LABEL; in a vault the key's name), if not by its name.\n\
+     \"key/version\" pins one version (CKA_ID in hex).",
 );
 
 pub(super) static ALGORITHM: Key = Key::default("algorithm", Kind::Text, r#""RSA-OAEP-256""#).doc(
-    "How DEKs are wrapped: RSA-OAEP (SHA-1), RSA-OAEP-256, RSA-OAEP-384, RSA-OAEP-512, A256KW or\n\
-     A256KWP. SoftHSM up to 2.6 does RSA-OAEP only.",
+    "How DEKs are wrapped: RSA-OAEP (SHA-1), RSA-OAEP-256, RSA-OAEP-384, RSA-OAEP-512, A256KW,\n\
+     A256KWP, A128KW or A192KW. SoftHSM up to 2.6 does RSA-OAEP only; vaults do RSA-OAEP and\n\
+     RSA-OAEP-256, managed HSMs also those for AES.",
 );
 
 pub(super) static MODE: Key = Key::default("mode", Kind::Text, r#""customer-managed""#)

@@ -1,6 +1,8 @@
 //! The configuration as a whole: the example, mistakes and their lines, arbitrary
 //! text.
 
+mod vault;
+
 use std::{path::Path, time::Duration};
 
 use proptest::prelude::*;
@@ -270,8 +272,13 @@ fn each_mistake_alone_is_the_only_one_told() {
         ("[server]", "[log]\nfilter = \"a=b=c\"\n[server]", "log.filter", "not a filter"),
         ("[server]", "[sevrer]\n[server]", "sevrer", "did you mean server?"),
         ("[server]", "[\"\\u001b\"]\n[server]", "\"\\u{1b}\"", "unknown section"),
-        ("\"pkcs11\"", "\"key-vault\"", "backend.hsm.type", "not in this release"),
-        ("\"pkcs11\"", "\"managed-hsm\"", "backend.hsm.type", "not in this release"),
+        ("\"pkcs11\"", "\"key-vualt\"", "backend.hsm.type", "did you mean key-vault?"),
+        (
+            "token =",
+            "vault = \"https://a.vault.azure.net\"\ntoken =",
+            "backend.hsm.vault",
+            "only to",
+        ),
         ("token = \"keyward\"", "", "backend.hsm", "neither token nor serial"),
         ("token = \"keyward\"", "token = \"\"", "backend.hsm.token", "empty"),
         ("\"keyward\"", "\"0123456789abcdef0123456789abcdef0\"", "backend.hsm.token", "32"),
@@ -364,7 +371,11 @@ fn everything_that_the_example_comments_out_is_right_too() {
         .collect();
     let found = mistakes(&text);
     let keys: Vec<_> = found.iter().map(|(_, key, ..)| key.as_str()).collect();
-    assert_eq!(keys, ["backend.hsm.pin_env"], "{found:?}");
+    let of_vaults = ["vault", "identity", "authority", "ca", "wrap", "connections", "ceiling"]
+        .map(|key| format!("backend.hsm.{key}"));
+    let mut expected = vec!["backend.hsm.pin_env"];
+    expected.extend(of_vaults.iter().map(String::as_str));
+    assert_eq!(keys, expected, "{found:?}");
 }
 
 #[test]

@@ -4,6 +4,10 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::{EnvFilter, fmt};
 
+/// Azure's SDK writes a line for every request that fails, and for every token. What comes
+/// of them is told by who asked. A filter that names these targets goes before this.
+const QUIET: &str = "azure_core=warn,azure_identity=warn,typespec_client_core=warn";
+
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -22,7 +26,7 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
 /// `info,keyward::backend=debug`. `Err` gives the reason why it is not one.
 /// Starting twice in one process leaves the first in place.
 pub fn start(format: Format, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    let filter = EnvFilter::try_new(with_quiet(filter)).map_err(|error| error.to_string())?;
     let builder = fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -36,4 +40,28 @@ pub fn start(format: Format, filter: &str) -> Result<(), String> {
         Format::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
+}
+
+/// Of two directives for one target the later holds.
+fn with_quiet(filter: &str) -> String {
+    format!("{QUIET},{filter}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn azures_sdk_is_quiet_unless_the_operator_asks() {
+        let filter = |text: &str| EnvFilter::try_new(with_quiet(text)).unwrap().to_string();
+        for quiet in ["", "info", "debug,keyward=trace"] {
+            assert!(filter(quiet).contains("azure_core=warn"), "{quiet}");
+        }
+        let asked = filter("info,azure_core=debug");
+        assert!(
+            asked.contains("azure_core=debug") && !asked.contains("azure_core=warn"),
+            "{asked}"
+        );
+        assert!(asked.contains("azure_identity=warn"), "{asked}");
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::vault::VaultUrl;
-use crate::backend::Ceiling;
+use super::{algorithm::in_azure, vault::VaultUrl};
+use crate::{backend::Ceiling, kek::Algorithm};
 
 /// One `[backend.NAME]` of type `key-vault` or `managed-hsm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,11 @@ impl Service {
             Self::KeyVault => "key-vault",
             Self::ManagedHsm => "managed-hsm",
         }
+    }
+
+    /// Whether the service does `algorithm`.
+    pub fn does(self, algorithm: Algorithm) -> bool {
+        in_azure(algorithm, self).is_some()
     }
 
     /// What the service allows of everybody together, as documented. What is saved up and
@@ -118,19 +123,6 @@ pub enum UserAssigned {
     Object(String),
     /// By its resource id.
     Resource(String),
-}
-
-impl Identity {
-    /// The name of its kind, as in the configuration.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Managed(_) => "managed",
-            Self::Workload { .. } => "workload",
-            Self::Secret { .. } => "secret",
-            Self::Certificate { .. } => "certificate",
-            Self::Cli => "cli",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use super::settings::Service;
 use crate::kek::VersionId;
 
 /// Longest name of a key, in bytes.
@@ -57,6 +58,16 @@ impl VaultUrl {
         &self.base
     }
 
+    /// What it is, by the names that Azure gives in all of its clouds; `None` if it has
+    /// another.
+    pub fn looks_like(&self) -> Option<Service> {
+        match self.domain().split('.').next() {
+            Some("vault") => Some(Service::KeyVault),
+            Some("managedhsm") => Some(Service::ManagedHsm),
+            _ => None,
+        }
+    }
+
     /// The name that its certificate must have.
     pub(super) fn host(&self) -> &str {
         &self.host
@@ -72,9 +83,12 @@ impl VaultUrl {
         self.host.split_once('.').map_or("", |(_, domain)| domain)
     }
 
-    /// The scope of its tokens.
+    /// The scope of its tokens: its domain. (Only a vault that is none of Azure's has a port.)
     pub(super) fn scope(&self) -> String {
-        format!("https://{}/.default", self.domain())
+        match self.port {
+            443 => format!("https://{}/.default", self.domain()),
+            port => format!("https://{}:{port}/.default", self.domain()),
+        }
     }
 
     /// Whether `scope` is that of its tokens, and of nothing else's. (A port, if it is

@@ -1,0 +1,128 @@
+//! Every kind of identity gets a token, reads its files again for the next, and says what
+//! is wrong when it gets none.
+
+use std::{fs, time::Duration};
+
+use keyward::{
+    backend::{
+        Backend,
+        keyvault::{Identity, KeyVaultBackend, Service, Settings, UserAssigned},
+    },
+    error::{Error, Reason},
+    kek::Algorithm,
+};
+
+use super::{key, reason, soon};
+use crate::{azure::Azure, keyvault::access::Role};
+
+const ALGORITHM: Algorithm = Algorithm::RsaOaep256;
+
+fn azure() -> Azure {
+    let azure = Azure::start(Service::KeyVault);
+    azure.fake.create_rsa("orders", 2048);
+    azure
+}
+
+async fn ask(settings: Settings) -> Result<(), Error> {
+    let backend = KeyVaultBackend::open(settings)?;
+    let versions = backend.versions(&key("orders"), ALGORITHM, soon()).await?;
+    backend.prove(&versions[0], ALGORITHM, soon()).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_client_secret_is_read_from_its_file() {
+    let azure = azure();
+    // Making settings writes the file: once.
+    let settings = azure.settings();
+    ask(settings.clone()).await.unwrap();
+    azure.file("secret", "another secret");
+    let refused = ask(settings.clone()).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::BackendMisconfigured);
+    assert!(refused.detail().unwrap().contains("AADSTS7000215"), "{refused:?}");
+    azure.fake.add_secret(&azure.app, "another secret", None);
+    ask(settings.clone()).await.unwrap();
+    let open = azure.file("secret", "another secret");
+    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let refused = ask(settings.clone()).await.unwrap_err();
+    assert!(refused.message().contains("open to others"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_signs_for_its_application() {
+    let azure = azure();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["keyward".into()]).unwrap().self_signed(&key).unwrap();
+    let settings = || Settings {
+        identity: Identity::Certificate {
+            tenant: azure.fake.tenant().into(),
+            client: azure.app.client_id.clone(),
+            certificate: azure.file("client.pem", &certificate.pem()),
+            key: azure.file("client.key", &key.serialize_pem()),
+        },
+        ..azure.settings()
+    };
+    assert_eq!(reason(ask(settings()).await), Reason::BackendMisconfigured, "not registered");
+    azure.fake.add_certificate(&azure.app, certificate.der());
+    ask(settings()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_workload_is_federated_by_its_token_file() {
+    let azure = azure();
+    let subject = "system:serviceaccount:db:keyward";
+    azure.fake.trust_subject(&azure.app, subject);
+    let file = azure.file("token", &azure.fake.federated_token(subject, Duration::from_secs(600)));
+    let settings = |file| Settings {
+        identity: Identity::Workload {
+            tenant: Some(azure.fake.tenant().into()),
+            client: Some(azure.app.client_id.clone()),
+            token_file: Some(file),
+        },
+        ..azure.settings()
+    };
+    ask(settings(file)).await.unwrap();
+    let other = azure.fake.federated_token("another", Duration::from_secs(600));
+    let refused = ask(settings(azure.file("token", &other))).await;
+    assert_eq!(reason(refused), Reason::BackendMisconfigured);
+    let missing = ask(settings("/nonexistent".into())).await;
+    assert_eq!(reason(missing), Reason::BackendMisconfigured);
+}
+
+/// By the endpoint that App Service has, which the environment names; the machine's own
+/// has an address that no test can take.
+#[tokio::test]
+async fn managed_identities_are_the_systems_or_one_that_was_assigned() {
+    let azure = azure();
+    let (endpoint, header) = azure.fake.app_service();
+    // SAFETY: nextest runs each test in a process of its own, and nothing else in this one
+    // reads the environment at this moment.
+    unsafe {
+        std::env::set_var("IDENTITY_ENDPOINT", endpoint);
+        std::env::set_var("IDENTITY_HEADER", header);
+    }
+    let settings = |id| Settings { identity: Identity::Managed(id), ..azure.settings() };
+    assert!(ask(settings(None)).await.is_err(), "there is none yet");
+    let system = azure.fake.add_identity(None);
+    let assigned = azure.fake.add_identity(Some("/subscriptions/s/x"));
+    assert_eq!(reason(ask(settings(None)).await), Reason::KekRevoked, "it has no role yet");
+    azure.fake.grant(&system, Role::ServiceEncryptionUser);
+    ask(settings(None)).await.unwrap();
+    let by_client = || Some(UserAssigned::Client(assigned.client_id.clone()));
+    assert_eq!(reason(ask(settings(by_client())).await), Reason::KekRevoked);
+    azure.fake.grant(&assigned, Role::ServiceEncryptionUser);
+    ask(settings(by_client())).await.unwrap();
+    ask(settings(Some(UserAssigned::Object(assigned.object_id.clone())))).await.unwrap();
+    let unknown = UserAssigned::Client("00000000-0000-0000-0000-000000000009".into());
+    assert_eq!(reason(ask(settings(Some(unknown))).await), Reason::BackendMisconfigured);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_away_is_trouble_that_passes() {
+    let azure = azure();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let authority = format!("https://login.localhost:{}", nobody.port());
+    let refused = ask(Settings { authority, ..azure.settings() }).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::BackendUnreachable);
+    assert!(refused.detail().unwrap().contains("asking for a token"), "{refused:?}");
+}

@@ -106,7 +106,7 @@ mod tests {
             let bad = wire::WrappedDek { version: version.into(), ..message() };
             assert_eq!(reason(bad), Some(Reason::RequestInvalid), "{version:?}");
         }
-        for algorithm in [0, 7, -1, i32::MAX] {
+        for algorithm in [0, 9, -1, i32::MAX] {
             let bad = wire::WrappedDek { algorithm, ..message() };
             assert_eq!(reason(bad), Some(Reason::AlgorithmUnsupported), "{algorithm}");
         }

@@ -347,10 +347,8 @@ pub(super) static WRAP: Key = Key::default("wrap", Kind::Text, r#""local""#).doc
 );
 
 pub(super) static VAULT_CONNECTIONS: Key =
-    Key::default("connections", Kind::Number { min: 1, max: 64 }, "16").doc(
-        "key-vault, managed-hsm: connections at once, each with one operation. Sixteen carry more\n\
-         than a vault's quota.",
-    );
+    Key::default("connections", Kind::Number { min: 1, max: 64 }, "16")
+        .doc("key-vault, managed-hsm: connections at once, each with one operation at a time.");
 
 pub(super) static CEILING: Key = Key::default("ceiling", Kind::Number { min: 1, max: 100 }, "100")
     .doc(

@@ -5,7 +5,15 @@
 #[path = "../support/token.rs"]
 #[allow(dead_code)]
 mod token;
+#[path = "../support/azure.rs"]
+#[allow(dead_code)]
+mod vaults;
 
+#[allow(dead_code)]
+#[path = "../support/keyvault/mod.rs"]
+mod keyvault;
+
+mod azure;
 mod bad_input;
 mod bench;
 mod commands;

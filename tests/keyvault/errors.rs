@@ -58,18 +58,20 @@ impl Scene {
     }
 }
 
+/// What is done, how, how it is undone, and what is told meanwhile.
+type Step<'a> = (&'a str, &'a dyn Fn(), &'a dyn Fn(), [Result<(), Reason>; 3]);
+
 #[tokio::test]
 async fn what_an_owner_does_is_told_and_undone_without_a_restart() {
     let scene = scene().await;
     let (fake, app) = (&scene.azure.fake, &scene.azure.app);
-    type Change<'a> = &'a dyn Fn();
     let gone = [
         Err(Reason::KekVersionNotFound),
         Err(Reason::KekVersionNotFound),
         Err(Reason::KekNotFound),
     ];
     let disabled = [Err(Reason::KekDisabled), Err(Reason::KekDisabled), Ok(())];
-    let steps: [(&str, Change<'_>, Change<'_>, [Result<(), Reason>; 3]); 7] = [
+    let steps: [Step<'_>; 7] = [
         ("disabled", &|| fake.disable("orders", ""), &|| fake.enable("orders", ""), disabled),
         ("deleted", &|| fake.delete("orders"), &|| fake.recover("orders"), gone),
         ("vault deleted", &|| fake.delete_vault(), &|| fake.recover_vault(), gone),

@@ -1,12 +1,12 @@
 //! Every kind of identity gets a token, reads its files again for the next, and says what
 //! is wrong when it gets none.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use keyward::{
     backend::{
         Backend,
-        keyvault::{Identity, KeyVaultBackend, Service, Settings, UserAssigned},
+        keyvault::{Identity, KeyVaultBackend, Service, Settings},
     },
     error::{Error, Reason},
     kek::Algorithm,
@@ -89,32 +89,48 @@ async fn a_workload_is_federated_by_its_token_file() {
     assert_eq!(reason(missing), Reason::BackendMisconfigured);
 }
 
-/// By the endpoint that App Service has, which the environment names; the machine's own
-/// has an address that no test can take.
-#[tokio::test]
-async fn managed_identities_are_the_systems_or_one_that_was_assigned() {
-    let azure = azure();
+/// The command, in a process whose environment names the endpoint that App Service has;
+/// the machine's own has an address that no test can take. Gives the reason if it fails.
+fn ask_as_managed(azure: &Azure, id: &str) -> Result<(), String> {
+    let config = format!(
+        "[backend.cloud]\ntype = \"key-vault\"\nvault = \"{}\"\nca = \"{}\"\n\
+         identity = {{ kind = \"managed\"{id} }}\n",
+        azure.fake.url(),
+        azure.fake.ca().display(),
+    );
     let (endpoint, header) = azure.fake.app_service();
-    // SAFETY: nextest runs each test in a process of its own, and nothing else in this one
-    // reads the environment at this moment.
-    unsafe {
-        std::env::set_var("IDENTITY_ENDPOINT", endpoint);
-        std::env::set_var("IDENTITY_HEADER", header);
+    let output = Command::new(env!("CARGO_BIN_EXE_keyward"))
+        .args(["key", "list", "--json", "--backend", "cloud", "--config"])
+        .arg(azure.file("keyward.toml", &config))
+        .env("IDENTITY_ENDPOINT", endpoint)
+        .env("IDENTITY_HEADER", header)
+        .output()
+        .expect("the command runs");
+    if output.status.success() {
+        assert!(String::from_utf8_lossy(&output.stdout).contains("orders"));
+        return Ok(());
     }
-    let settings = |id| Settings { identity: Identity::Managed(id), ..azure.settings() };
-    assert!(ask(settings(None)).await.is_err(), "there is none yet");
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    Err(error["reason"].as_str().unwrap_or_else(|| panic!("{error}")).to_owned())
+}
+
+#[test]
+fn managed_identities_are_the_systems_or_one_that_was_assigned() {
+    let azure = azure();
+    assert!(ask_as_managed(&azure, "").is_err(), "there is none yet");
     let system = azure.fake.add_identity(None);
     let assigned = azure.fake.add_identity(Some("/subscriptions/s/x"));
-    assert_eq!(reason(ask(settings(None)).await), Reason::KekRevoked, "it has no role yet");
+    assert_eq!(ask_as_managed(&azure, ""), Err("KEK_REVOKED".into()), "it has no role yet");
     azure.fake.grant(&system, Role::ServiceEncryptionUser);
-    ask(settings(None)).await.unwrap();
-    let by_client = || Some(UserAssigned::Client(assigned.client_id.clone()));
-    assert_eq!(reason(ask(settings(by_client())).await), Reason::KekRevoked);
+    ask_as_managed(&azure, "").unwrap();
+    let by_client = format!(", client_id = \"{}\"", assigned.client_id);
+    assert_eq!(ask_as_managed(&azure, &by_client), Err("KEK_REVOKED".into()));
     azure.fake.grant(&assigned, Role::ServiceEncryptionUser);
-    ask(settings(by_client())).await.unwrap();
-    ask(settings(Some(UserAssigned::Object(assigned.object_id.clone())))).await.unwrap();
-    let unknown = UserAssigned::Client("00000000-0000-0000-0000-000000000009".into());
-    assert_eq!(reason(ask(settings(Some(unknown))).await), Reason::BackendMisconfigured);
+    ask_as_managed(&azure, &by_client).unwrap();
+    let by_object = format!(", object_id = \"{}\"", assigned.object_id);
+    ask_as_managed(&azure, &by_object).unwrap();
+    let unknown = ", client_id = \"00000000-0000-0000-0000-000000000009\"";
+    assert_eq!(ask_as_managed(&azure, unknown), Err("BACKEND_MISCONFIGURED".into()));
 }
 
 #[tokio::test]

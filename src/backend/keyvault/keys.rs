@@ -88,6 +88,7 @@ impl Keys {
         let mut listed = client.versions(&key.label, deadline).await?;
         self.settle_ties(client, &key.label, &mut listed, deadline).await?;
         let mut found = Vec::with_capacity(listed.len());
+        let mut unusable = None;
         for Listed { version, attributes, .. } in listed {
             let Some(version) = version else { continue };
             if key.pinned.as_ref().is_some_and(|pinned| *pinned != version) {
@@ -100,11 +101,15 @@ impl Keys {
                 // One key that is none must not hide the others. Anything else may pass.
                 Err(error) if error.reason() == Reason::BackendMisconfigured => {
                     warn!(key = %key, version = %version, "a version is passed over: {error}");
+                    unusable.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(found)
+        match unusable {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
     }
 
     /// What a version is made of; `None` if it cannot be used now, nor read.

@@ -82,8 +82,15 @@ impl Officer for KeyVaultBackend {
             let key = KeyRef { label: name.into(), pinned: None };
             let found = match self.keys.versions(&self.client, &key, deadline).await {
                 Ok(found) => found,
-                // One that is not there, or was deleted since, is not listed.
-                Err(error) if error.reason() == Reason::KekNotFound => continue,
+                // One that is not there, was deleted since, or is no KEK, is not listed.
+                Err(error)
+                    if matches!(
+                        error.reason(),
+                        Reason::KekNotFound | Reason::BackendMisconfigured
+                    ) =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             listed.extend(found.into_iter().filter_map(describe));

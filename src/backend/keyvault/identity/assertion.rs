@@ -11,10 +11,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use aws_lc_rs::rsa::KeyPair;
 use aws_lc_rs::{
     digest,
     rand::{self, SystemRandom},
-    rsa::KeyPair,
     signature::RSA_PSS_SHA256,
 };
 use azure_core::{error::ErrorKind, http::ClientMethodOptions};

@@ -185,7 +185,7 @@ impl Source {
     fn trouble(&self, error: &azure_core::Error, refusal: Option<Refusal>) -> Error {
         let away = || Error::new(Reason::BackendUnreachable, "no token can be had now");
         match (fault::behind(error), refusal) {
-            (Some(fault), _) if fault == Fault::Stranger => {
+            (Some(Fault::Stranger), _) => {
                 misconfigured("the token endpoint is not one that is configured")
                     .with_fix("see `authority` and `identity`")
             }

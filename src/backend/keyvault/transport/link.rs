@@ -181,6 +181,24 @@ impl AsyncWrite for Link {
 }
 
 #[cfg(test)]
+impl Link {
+    /// What TLS has in the buffer that it decrypts in.
+    pub(super) fn leftovers(&mut self) -> Vec<u8> {
+        struct Looker(Vec<u8>);
+        impl io::Read for Looker {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0.extend_from_slice(buffer);
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        }
+        let mut looker = Looker(Vec::new());
+        let Stream::Tls(stream) = &mut self.stream else { panic!("no TLS") };
+        let _would_block = stream.get_mut().1.read_tls(&mut looker);
+        looker.0
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -145,10 +145,14 @@ impl Policy for Wire {
         let mut headers = Headers::new();
         for (name, value) in &head.headers {
             // What is not text is none of the headers that anybody asks for.
-            if let Ok(value) = value.to_str() {
-                let name = HeaderName::from(name.as_str().to_owned());
-                headers.insert(name, HeaderValue::from(value.to_owned()));
-            }
+            let Ok(value) = value.to_str() else { continue };
+            let name = HeaderName::from(name.as_str().to_owned());
+            // The SDK keeps one of each name; a challenge may come in two.
+            let value = match headers.get_optional_str(&name) {
+                Some(before) => format!("{before}, {value}"),
+                None => value.to_owned(),
+            };
+            headers.insert(name, HeaderValue::from(value));
         }
         Ok(AsyncRawResponse::from_bytes(StatusCode::from(status), headers, body))
     }
@@ -185,7 +189,6 @@ pub(super) fn client_options(wire: &Arc<Wire>) -> ClientOptions {
         // At most 24 characters of those that a token may have, or the SDK panics.
         user_agent: UserAgentOptions {
             application_id: Some(concat!("keyward-", env!("CARGO_PKG_VERSION")).to_owned()),
-            ..UserAgentOptions::default()
         },
         ..ClientOptions::default()
     }

@@ -279,3 +279,25 @@ async fn redirects_are_answers_and_refusals_are_told() {
     assert_eq!(server.ask().await, Ok((302, b"no".to_vec())));
     assert_eq!(*told.lock().unwrap(), [(302, b"no".to_vec())]);
 }
+
+/// Without the scrubbing the answer is there still: the test sees where it is.
+#[tokio::test]
+async fn nothing_of_an_answer_is_left_on_a_connection_that_is_kept() {
+    const MARK: &[u8] = b"a-dek-in-plain-text";
+    static ANSWER: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 38\r\n\r\na-dek-in-plain-texta-dek-in-plain-text";
+    static ACTS: [Act; 1] = [Act::Say(ANSWER)];
+    let seen = |link: &mut Link| link.leftovers().windows(MARK.len()).any(|some| some == MARK);
+    let server = server(&ACTS).await;
+    let mut link = Link::open(&server.wire.origins[0], &server.wire.tls).await.unwrap();
+    link.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = vec![0; ANSWER.len()];
+    link.read_exact(&mut answer).await.unwrap();
+    assert!(seen(&mut link), "the test looks in the wrong place");
+    assert!(link.scrub());
+    assert!(!seen(&mut link));
+
+    assert!(server.ask().await.unwrap().1.starts_with(MARK));
+    let mut kept = server.wire.pool.take().await.expect("it is kept");
+    assert!(!seen(&mut kept));
+}

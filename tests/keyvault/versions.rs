@@ -164,6 +164,7 @@ async fn an_officer_sees_every_key_that_could_be_a_kek() {
     let seen: Vec<_> =
         listed.iter().map(|one| (&*one.info.key.label, one.kind, one.info.bits)).collect();
     assert_eq!(seen, [("aes", "aes", 192), ("rsa", "rsa", 2048)]);
+    assert!(listed.iter().all(|one| one.usage.contains(&"UNWRAP")), "{listed:?}");
     let bad = NewKey { label: "a.b".into(), kind: KeyKind::Aes256 };
     let refused = backend.officer().unwrap().create(&bad, soon()).await;
     assert_eq!(reason(refused), Reason::RequestInvalid);

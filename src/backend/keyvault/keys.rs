@@ -25,6 +25,7 @@ use super::{
     vault::is_key_name,
 };
 use crate::{
+    backend::KeyDescription,
     error::{Error, Reason},
     kek::{Algorithm, Assurance, Fingerprint, KeyRef, PublicKey, Validity, VersionId, VersionInfo},
     secret::Secret,
@@ -40,6 +41,8 @@ pub(super) struct Material {
     pub(super) bits: u32,
     pub(super) fingerprint: Fingerprint,
     public_key: Option<PublicKey>,
+    /// What it might be used for when it was read, for people: that may change.
+    usage: Vec<&'static str>,
 }
 
 impl Material {
@@ -149,12 +152,12 @@ impl Keys {
         let (_, key) = client.get(name, Some(version), deadline).await?;
         let jwk = key.key.unwrap_or_default();
         let material = match jwk.kty.clone() {
-            Some(kind @ (KeyType::Rsa | KeyType::RsaHsm)) => rsa(kind, &jwk)?,
+            Some(kind @ (KeyType::Rsa | KeyType::RsaHsm)) => rsa(kind, &jwk, usage(&jwk))?,
             Some(kind @ (KeyType::Oct | KeyType::OctHsm))
                 if self.service == Service::ManagedHsm =>
             {
                 let (bits, fingerprint) = check_value(client, name, version, deadline).await?;
-                Material { kind, bits, fingerprint, public_key: None }
+                Material { kind, bits, fingerprint, public_key: None, usage: usage(&jwk) }
             }
             _ => return Err(not_a_kek("it is neither an RSA key nor an AES key of a managed HSM")),
         };
@@ -227,10 +230,11 @@ impl Found {
         self.material.as_ref().is_none_or(|material| material.fits(algorithm))
     }
 
-    /// `rsa` or `aes`.
-    pub(super) fn kind(&self) -> Option<&'static str> {
-        let material = self.material.as_ref()?;
-        Some(if material.public_key.is_some() { "rsa" } else { "aes" })
+    /// As an officer sees it. What cannot be read is of no kind that could be told.
+    pub(super) fn describe(self) -> Option<KeyDescription> {
+        let Material { public_key, usage, .. } = self.material?;
+        let kind = if public_key.is_some() { "rsa" } else { "aes" };
+        Some(KeyDescription { kind, info: self.info, usage })
     }
 }
 
@@ -254,7 +258,19 @@ fn not_a_kek(why: &str) -> Error {
         .with_fix("use an RSA key of 2048, 3072 or 4096 bits, or an AES key of a managed HSM")
 }
 
-fn rsa(kind: KeyType, jwk: &JsonWebKey) -> Result<Material, Error> {
+/// The operations of a key, by the names that they have in PKCS#11.
+fn usage(jwk: &JsonWebKey) -> Vec<&'static str> {
+    let named = [
+        ("encrypt", "ENCRYPT"),
+        ("decrypt", "DECRYPT"),
+        ("wrapKey", "WRAP"),
+        ("unwrapKey", "UNWRAP"),
+    ];
+    let has = |operation| jwk.key_ops.iter().flatten().any(|one| one == operation);
+    named.into_iter().filter(|(operation, _)| has(*operation)).map(|(_, name)| name).collect()
+}
+
+fn rsa(kind: KeyType, jwk: &JsonWebKey, usage: Vec<&'static str>) -> Result<Material, Error> {
     let (Some(modulus), Some(exponent)) = (&jwk.n, &jwk.e) else {
         return Err(not_a_kek("the vault does not tell its public half"));
     };
@@ -264,6 +280,7 @@ fn rsa(kind: KeyType, jwk: &JsonWebKey) -> Result<Material, Error> {
         bits: public.bits(),
         fingerprint: public.fingerprint(),
         public_key: Some(public),
+        usage,
     })
 }
 

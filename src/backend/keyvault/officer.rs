@@ -93,19 +93,11 @@ impl Officer for KeyVaultBackend {
                 }
                 Err(error) => return Err(error),
             };
-            listed.extend(found.into_iter().filter_map(describe));
+            listed.extend(found.into_iter().filter_map(Found::describe));
         }
         listed.sort_by(|a, b| {
             a.info.key.label.cmp(&b.info.key.label).then_with(|| b.info.age_order(&a.info))
         });
         Ok(listed)
     }
-}
-
-/// What cannot be read is of no kind that could be told.
-fn describe(found: Found) -> Option<KeyDescription> {
-    let kind = found.kind()?;
-    // Every key that Keyward made may wrap and unwrap; of others the vault tells when they
-    // are used.
-    Some(KeyDescription { kind, info: found.info, usage: Vec::new() })
 }

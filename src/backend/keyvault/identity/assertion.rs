@@ -122,9 +122,9 @@ impl fmt::Debug for Assertion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_lc_rs::rsa::KeySize;
     use aws_lc_rs::{
         encoding::AsDer,
-        rsa::KeySize,
         signature::{KeyPair as _, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey},
     };
     use std::{fs, os::unix::fs::PermissionsExt};

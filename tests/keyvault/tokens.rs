@@ -83,7 +83,7 @@ async fn a_refused_token_is_replaced_within_the_call() {
     assert_eq!(reason(refused), Reason::BackendMisconfigured);
 }
 
-/// The first request of a client shows neither a token nor a DEK.
+/// The first request of a client shows neither a token nor a DEK, whatever it is for.
 #[tokio::test]
 async fn one_token_serves_a_herd_and_the_first_request_shows_nothing() {
     let azure = Azure::start(Service::ManagedHsm);
@@ -92,6 +92,19 @@ async fn one_token_serves_a_herd_and_the_first_request_shows_nothing() {
     let versions = (0..20).map(|_| only_version(&backend, "orders", Algorithm::A256Kw));
     futures_util::future::join_all(versions).await;
     assert_eq!(azure.fake.count(Operation::Token), 1);
+
+    let info = only_version(&backend, "orders", Algorithm::A256Kw).await;
+    let second = azure.open();
+    azure.fake.record().reset();
+    let payload = keyward::secret::Secret::new(vec![7; 32]);
+    let usable = crate::support::usable(&info);
+    second.wrap(&usable, Algorithm::A256Kw, &payload, super::soon()).await.expect("a DEK");
+    let seen = azure.fake.record().seen();
+    let asked_vault = |operation| !matches!(operation, Operation::Token | Operation::Discovery);
+    let mut seen = seen.iter().filter(|seen| asked_vault(seen.operation));
+    let first = seen.next().expect("a request");
+    assert!(!first.authorized && first.body == 0 && first.status == 401, "{first:?}");
+    assert!(seen.all(|seen| seen.authorized && seen.status == 200));
 }
 
 #[tokio::test]

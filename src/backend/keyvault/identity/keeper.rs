@@ -58,6 +58,10 @@ const RENEWAL_MAX: Duration = Duration::from_secs(90);
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// For how long a failure is told to whoever needs a token, before they make another be
+/// tried for: a fleet that is refused must not ask in every call.
+const TROUBLE_KEPT: Duration = Duration::from_secs(5);
+
 /// A token, and how long it is good.
 pub(in super::super) struct Token {
     pub(super) secret: Secret,
@@ -110,10 +114,10 @@ impl State {
         due.saturating_duration_since(now).max(pause)
     }
 
-    /// What to tell who needs a token at once, if the last renewal failed only just now.
+    /// What to tell who needs a token, if the last renewal failed a moment ago.
     fn fresh_trouble(&self, now: Instant) -> Option<Error> {
         let (error, at) = self.trouble.as_ref()?;
-        (now.saturating_duration_since(*at) < PAUSE_MIN).then(|| error.clone())
+        (now.saturating_duration_since(*at) < TROUBLE_KEPT).then(|| error.clone())
     }
 
     /// The vault refused `token`.

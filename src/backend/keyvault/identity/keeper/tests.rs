@@ -97,6 +97,7 @@ proptest! {
 
 /// Gives tokens of an hour: `1`, `2` …; or fails.
 struct Counter {
+    asked: AtomicU64,
     given: AtomicU64,
     fails: Mutex<Option<Reason>>,
 }
@@ -104,6 +105,7 @@ struct Counter {
 #[async_trait]
 impl TokenSource for Counter {
     async fn token(&self) -> Result<Token, Error> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         sleep(Duration::from_millis(100)).await;
         if let Some(reason) = *self.fails.lock().unwrap() {
             return Err(Error::new(reason, "no"));
@@ -114,7 +116,11 @@ impl TokenSource for Counter {
 }
 
 fn keeper() -> (Arc<Counter>, Arc<Keeper>) {
-    let source = Arc::new(Counter { given: AtomicU64::new(0), fails: Mutex::new(None) });
+    let source = Arc::new(Counter {
+        asked: AtomicU64::new(0),
+        given: AtomicU64::new(0),
+        fails: Mutex::new(None),
+    });
     let vault = VaultUrl::parse("https://kv.vault.azure.net").unwrap();
     let keeper = Keeper::new(vault, Arc::clone(&source) as _);
     (source, keeper)
@@ -190,4 +196,18 @@ async fn a_token_for_somebody_else_is_not_handed_out() {
         assert!(by_keeper.get_token(scopes, None).await.is_err(), "{scopes:?}");
     }
     assert_eq!(source.given.load(Ordering::SeqCst), 0);
+}
+
+/// However many calls need a token that is refused, the token endpoint sees few of them.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_not_asked_for_in_every_call() {
+    let (source, keeper) = keeper();
+    *source.fails.lock().unwrap() = Some(Reason::BackendMisconfigured);
+    for _ in 0..600 {
+        assert!(ask(&keeper).await.is_err());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let asked = source.asked.load(Ordering::SeqCst);
+    assert!((10..=20).contains(&asked), "{asked} times in a minute");
+    keeper.stop();
 }

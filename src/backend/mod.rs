@@ -7,6 +7,7 @@
 //! Powers that not every backend has are small traits of their own, reached through
 //! a method that returns an `Option`: there is no default "not supported".
 
+mod jitter;
 mod judge;
 pub mod keyvault;
 mod metered;
@@ -20,6 +21,7 @@ use std::{
 
 use async_trait::async_trait;
 
+pub(crate) use jitter::jitter;
 pub use metered::Metered;
 
 use crate::{

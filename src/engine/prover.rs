@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::{Engine, catalog::Kek, custody::Custody};
 use crate::{
+    backend::jitter,
     error::{Error, Reason},
     lease::{Terms, renew_in, retry_in},
 };
@@ -101,14 +102,6 @@ async fn tend(engine: Arc<Engine>) {
     }
 }
 
-/// A number from 0 to 1.
-fn jitter() -> f64 {
-    let mut byte = [128];
-    // Without randomness there is no jitter, which costs nothing but politeness.
-    let _ = aws_lc_rs::rand::fill(&mut byte);
-    f64::from(byte[0]) / 255.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,10 +113,5 @@ mod tests {
             let latest = renew_in(Duration::ZERO, terms, 1.0) + round_deadline(terms);
             assert!(latest <= terms.interval, "{secs}");
         }
-    }
-
-    #[test]
-    fn jitter_is_between_zero_and_one() {
-        assert!((0..1000).map(|_| jitter()).all(|jitter| (0.0..=1.0).contains(&jitter)));
     }
 }

@@ -46,7 +46,7 @@ use self::{
     senders::Senders,
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, jitter},
     error::{Error, Reason, Retry},
     kek::{Algorithm, KeyRef, UsableVersion, VersionInfo},
     secret::Secret,
@@ -352,14 +352,6 @@ fn now() -> Instant {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// 0 to 1, to keep a fleet out of step.
-fn jitter() -> f64 {
-    let mut byte = [128];
-    // Without randomness there is no jitter, which costs nothing but politeness.
-    let _ = aws_lc_rs::rand::fill(&mut byte);
-    f64::from(byte[0]) / 255.0
 }
 
 impl fmt::Debug for Guard {

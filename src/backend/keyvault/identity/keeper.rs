@@ -34,6 +34,7 @@ use tracing::{debug, warn};
 
 use super::{super::vault::VaultUrl, TokenSource};
 use crate::{
+    backend::jitter,
     error::{Error, Reason},
     secret::Secret,
 };
@@ -305,14 +306,6 @@ fn text(secret: &Secret) -> Result<String, Error> {
 /// Tokio's clock, so that tests can turn it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// 0 to 1, to keep a fleet out of step.
-fn jitter() -> f64 {
-    let mut byte = [128];
-    // Without randomness there is no jitter, which costs nothing but politeness.
-    let _ = aws_lc_rs::rand::fill(&mut byte);
-    f64::from(byte[0]) / 255.0
 }
 
 #[cfg(test)]

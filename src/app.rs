@@ -6,12 +6,7 @@
 //! disabled: other KEKs must be served all the same, so those leave the sidecar up, not
 //! ready, and trying; what is proven by then is kept so (`engine::prove`).
 
-use std::{
-    fmt,
-    pin::pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use sd_notify::NotifyState;
@@ -25,6 +20,7 @@ use crate::{
     alloc,
     backend::{Backend, Bare, Metered, keyvault::KeyVaultBackend, pkcs11::Pkcs11Backend},
     cache::Cache,
+    clock,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
     error::{Error, Reason},
@@ -179,7 +175,7 @@ fn build_cache(config: &CacheConfig) -> Result<Cache, StartError> {
         Protection::Unlocked => warn!(memory, "cached DEKs may be written to swap"),
         Protection::SecretMemory | Protection::Locked => info!(memory, "cached DEKs are locked"),
     }
-    Cache::new(settings, shelves, Instant::now())
+    Cache::new(settings, shelves, clock::now())
         .map_err(|error| StartError::of("cannot make the DEK cache".to_owned(), &error))
 }
 

@@ -18,6 +18,8 @@
 // rank 0: words
 #[cfg(feature = "server")]
 pub mod alloc;
+#[cfg(feature = "server")]
+pub mod clock;
 pub mod error;
 pub mod op;
 pub mod secret;

@@ -15,6 +15,7 @@ use std::{
 const ROOMS: &[(&str, u8, &[&str])] = &[
     // words
     ("alloc", 0, &[]),
+    ("clock", 0, &[]),
     ("secret", 0, &[]),
     ("error", 0, &[]),
     ("op", 0, &[]),
@@ -25,19 +26,19 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     // recorders
     ("observe", 2, &["error", "op", "auth"]),
     // the seam
-    ("backend", 3, &["secret", "error", "kek", "observe"]),
+    ("backend", 3, &["clock", "secret", "error", "kek", "observe"]),
     // around it
     ("cache", 4, &["secret", "error", "op", "kek", "envelope", "observe"]),
     ("carriers", 4, &["kek"]),
-    ("guard", 4, &["secret", "error", "kek", "backend"]),
+    ("guard", 4, &["clock", "secret", "error", "kek", "backend"]),
     ("lease", 4, &[]),
     // use cases
     (
         "engine",
         5,
         &[
-            "secret", "error", "op", "kek", "auth", "envelope", "observe", "backend", "cache",
-            "carriers", "guard", "lease",
+            "clock", "secret", "error", "op", "kek", "auth", "envelope", "observe", "backend",
+            "cache", "carriers", "guard", "lease",
         ],
     ),
     // edges
@@ -64,7 +65,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         7,
         &[
             "config", "server", "engine", "backend", "cache", "observe", "auth", "kek", "secret",
-            "error", "alloc",
+            "error", "clock", "alloc",
         ],
     ),
     (

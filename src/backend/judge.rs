@@ -16,6 +16,7 @@ use std::{
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::{
+    clock,
     error::{Error, Reason},
     kek::Fingerprint,
 };
@@ -61,7 +62,7 @@ impl Judge {
             let next = began + CANARY_GAP;
             timeout_at(deadline.into(), sleep_until(next.into())).await.map_err(too_late)?;
         }
-        let began = Instant::now();
+        let began = clock::now();
         trial.last_began = Some(began);
         canary().await?;
         trial.last_alive = Some(began);
@@ -85,14 +86,14 @@ mod tests {
     const KEY: Fingerprint = Fingerprint::new([7; 32]);
 
     fn later() -> Instant {
-        Instant::now() + Duration::from_secs(10)
+        clock::now() + Duration::from_secs(10)
     }
 
     #[tokio::test]
     async fn one_canary_settles_every_failure_before_it() {
         let judge = Arc::new(Judge::default());
         let canaries = Arc::new(AtomicUsize::new(0));
-        let failed_at = Instant::now();
+        let failed_at = clock::now();
         let waiting: Vec<_> = (0..100)
             .map(|_| {
                 let (judge, canaries) = (Arc::clone(&judge), Arc::clone(&canaries));
@@ -114,18 +115,18 @@ mod tests {
     #[tokio::test]
     async fn an_older_success_does_not_condemn() {
         let judge = Judge::default();
-        judge.alive_since(KEY, Instant::now(), later(), async || Ok(())).await.unwrap();
+        judge.alive_since(KEY, clock::now(), later(), async || Ok(())).await.unwrap();
         let dead = async || Err(Error::new(Reason::BackendUnreachable, "dead"));
-        let verdict = judge.alive_since(KEY, Instant::now(), later(), dead).await;
+        let verdict = judge.alive_since(KEY, clock::now(), later(), dead).await;
         assert_eq!(verdict.unwrap_err().reason(), Reason::BackendUnreachable);
     }
 
     #[tokio::test]
     async fn canaries_keep_their_distance() {
         let judge = Judge::default();
-        let began = Instant::now();
+        let began = clock::now();
         for _ in 0..3 {
-            judge.alive_since(KEY, Instant::now(), later(), async || Ok(())).await.unwrap();
+            judge.alive_since(KEY, clock::now(), later(), async || Ok(())).await.unwrap();
         }
         assert!(began.elapsed() >= 2 * CANARY_GAP);
     }
@@ -133,8 +134,8 @@ mod tests {
     #[tokio::test]
     async fn who_cannot_wait_for_the_canary_is_told_so() {
         let judge = Judge::default();
-        judge.alive_since(KEY, Instant::now(), later(), async || Ok(())).await.unwrap();
-        let now = Instant::now();
+        judge.alive_since(KEY, clock::now(), later(), async || Ok(())).await.unwrap();
+        let now = clock::now();
         let verdict = judge.alive_since(KEY, now, now, async || Ok(())).await;
         assert_eq!(verdict.unwrap_err().reason(), Reason::DeadlineExceeded);
     }

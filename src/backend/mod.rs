@@ -135,6 +135,12 @@ pub struct Room {
     pub attempts: u32,
     /// How much it may be asked for in a time; `None` if it takes what it can.
     pub ceiling: Option<Ceiling>,
+    /// What all who share it may ask for together; `None` if what one asks for takes
+    /// nothing from others.
+    pub shared: Option<Shared>,
+    /// How often in a row it must deny a key that was allowed before it is believed, each
+    /// time asked anew and all within one lease. 1 for a backend that is never of two minds.
+    pub denials: u32,
 }
 
 /// How much a backend may be asked for. A unit is whatever the backend counts in.
@@ -144,6 +150,18 @@ pub struct Ceiling {
     pub per_second: f64,
     /// Units at once, after a pause; at least 1.
     pub burst: f64,
+    /// The time that the backend itself counts over.
+    pub window: Duration,
+}
+
+/// What a backend gives to all sidecars together. To see how a key stands counts for no
+/// more than an operation with it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shared {
+    /// How many sidecars share it, this one among them; at least 1.
+    pub sidecars: u32,
+    /// Units in a second, for all of them.
+    pub per_second: f64,
 }
 
 /// Security officers' work: create and list keys.

@@ -216,6 +216,7 @@ pub(super) static BACKEND: Section = Section {
         &WRAP,
         &VAULT_CONNECTIONS,
         &CEILING,
+        &FLEET,
     ],
 };
 
@@ -233,8 +234,8 @@ pub(super) static OF_PKCS11: [&Key; 9] = [
 ];
 
 /// Keys of a backend that mean something to vaults and managed HSMs only.
-pub(super) static OF_VAULTS: [&Key; 7] =
-    [&VAULT, &IDENTITY, &AUTHORITY, &CA, &WRAP, &VAULT_CONNECTIONS, &CEILING];
+pub(super) static OF_VAULTS: [&Key; 8] =
+    [&VAULT, &IDENTITY, &AUTHORITY, &CA, &WRAP, &VAULT_CONNECTIONS, &CEILING, &FLEET];
 
 pub(super) static TYPE: Key = Key::required("type", Kind::Text, r#""pkcs11""#)
     .doc(r#"Kind of backend: "pkcs11", or in Azure "key-vault" or "managed-hsm"."#);
@@ -354,6 +355,13 @@ pub(super) static CEILING: Key = Key::default("ceiling", Kind::Number { min: 1, 
     .doc(
         "key-vault, managed-hsm: how much of the service's documented quota this sidecar may use,\n\
          in percent. Everybody who uses a vault shares one quota.",
+    );
+
+pub(super) static FLEET: Key = Key::default("fleet", Kind::Number { min: 1, max: 100_000 }, "50")
+    .doc(
+        "key-vault, managed-hsm: how many sidecars share the vault, this one among them. Their\n\
+         leases together leave more than half of its quota: in a large fleet a key proves itself\n\
+         by an operation less often, and `interval` of [lease] grows (docs/fleets.md).",
     );
 
 pub(super) static KEK: Section = Section {

@@ -371,8 +371,9 @@ fn everything_that_the_example_comments_out_is_right_too() {
         .collect();
     let found = mistakes(&text);
     let keys: Vec<_> = found.iter().map(|(_, key, ..)| key.as_str()).collect();
-    let of_vaults = ["vault", "identity", "authority", "ca", "wrap", "connections", "ceiling"]
-        .map(|key| format!("backend.hsm.{key}"));
+    let of_vaults =
+        ["vault", "identity", "authority", "ca", "wrap", "connections", "ceiling", "fleet"]
+            .map(|key| format!("backend.hsm.{key}"));
     let mut expected = vec!["backend.hsm.pin_env"];
     expected.extend(of_vaults.iter().map(String::as_str));
     assert_eq!(keys, expected, "{found:?}");

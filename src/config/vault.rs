@@ -21,6 +21,7 @@ pub(super) fn read(name: &str, service: Service, fields: &Fields<'_>) -> Option<
     let connections = fields.number(&schema::VAULT_CONNECTIONS);
     let queue = fields.number(&schema::QUEUE);
     let ceiling = fields.number(&schema::CEILING);
+    let fleet = fields.number(&schema::FLEET);
     if fields.given(&schema::CA) {
         // Bad, it is not "the system's".
         ca.as_ref()?;
@@ -36,6 +37,7 @@ pub(super) fn read(name: &str, service: Service, fields: &Fields<'_>) -> Option<
         connections: connections?,
         queue: queue?,
         ceiling_percent: u8::try_from(ceiling?).ok()?,
+        fleet: u32::try_from(fleet?).ok()?,
     })
 }
 

@@ -12,7 +12,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -21,9 +21,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore};
 use tracing::warn;
 
-use super::{custody::Custody, rounds::proofs_at_once};
+use super::{custody::Custody, rounds::proofs_at_once, tolls::Tolls};
 use crate::{
     backend::Backend,
+    clock,
     error::{Error, Reason},
     guard::Guard,
     kek::{
@@ -57,6 +58,10 @@ pub(super) struct Kek {
     /// Places for proofs at its backend; shared like the guard, whose queue proofs do not
     /// wait in.
     pub(super) proofs: Arc<Semaphore>,
+    /// What the leases at its backend cost; shared likewise.
+    pub(super) tolls: Arc<Tolls>,
+    /// How often in a row the backend denied the whole KEK and was not believed yet.
+    pub(super) denials: AtomicU32,
     /// Held while the backend is asked, so that two readings do not race.
     pub(super) reading: tokio::sync::Mutex<()>,
     /// Held while `known` is replaced.
@@ -93,6 +98,8 @@ pub(super) struct Leased {
     pub(super) lease: Option<Arc<Lease>>,
     /// When it was last asked to prove itself, whatever came of it.
     pub(super) asked: Option<Instant>,
+    /// How often in a row the backend denied it and was not believed yet.
+    pub(super) denials: u32,
 }
 
 /// A version that may be used now, and the lease that says so.
@@ -104,6 +111,25 @@ pub(super) struct Held {
     pub(super) outage: bool,
 }
 
+/// What KEKs of one backend share.
+#[derive(Clone)]
+struct Way {
+    guard: Guard,
+    proofs: Arc<Semaphore>,
+    tolls: Arc<Tolls>,
+}
+
+impl Way {
+    fn to(backend: &Arc<dyn Backend>) -> Self {
+        let room = backend.room();
+        Self {
+            guard: Guard::new(Arc::clone(backend)),
+            proofs: Arc::new(Semaphore::new(proofs_at_once(room))),
+            tolls: Arc::new(Tolls::new(room)),
+        }
+    }
+}
+
 pub(super) struct Catalog {
     keks: BTreeMap<KekName, Arc<Kek>>,
     /// One for each backend.
@@ -113,22 +139,21 @@ pub(super) struct Catalog {
 impl Catalog {
     pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics) -> Self {
         // KEKs of one backend share what stands around it.
-        let mut ways: Vec<(Arc<dyn Backend>, Guard, Arc<Semaphore>)> = Vec::new();
+        let mut ways: Vec<(Arc<dyn Backend>, Way)> = Vec::new();
         let mut keks = BTreeMap::new();
         for spec in specs {
-            let known = ways.iter().find(|(backend, ..)| Arc::ptr_eq(backend, &spec.backend));
-            let (guard, proofs) = match known {
-                Some((_, guard, proofs)) => (guard.clone(), Arc::clone(proofs)),
+            let known = ways.iter().find(|(backend, _)| Arc::ptr_eq(backend, &spec.backend));
+            let way = match known {
+                Some((_, way)) => way.clone(),
                 None => {
-                    let guard = Guard::new(Arc::clone(&spec.backend));
-                    let proofs = Arc::new(Semaphore::new(proofs_at_once(spec.backend.room())));
-                    ways.push((Arc::clone(&spec.backend), guard.clone(), Arc::clone(&proofs)));
-                    (guard, proofs)
+                    let way = Way::to(&spec.backend);
+                    ways.push((Arc::clone(&spec.backend), way.clone()));
+                    way
                 }
             };
-            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, guard, proofs, metrics)));
+            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, way, metrics)));
         }
-        Self { keks, guards: ways.into_iter().map(|(_, guard, _)| guard).collect() }
+        Self { keks, guards: ways.into_iter().map(|(_, way)| way.guard).collect() }
     }
 
     /// What stands around each backend.
@@ -150,13 +175,16 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, guard: Guard, proofs: Arc<Semaphore>, metrics: &Metrics) -> Self {
+    fn new(spec: KekSpec, way: Way, metrics: &Metrics) -> Self {
         let known = Known::trouble(unread(&spec.name));
+        let Way { guard, proofs, tolls } = way;
         Self {
             metrics: metrics.kek(spec.name.as_str()),
             spec,
             guard,
             proofs,
+            tolls,
+            denials: AtomicU32::new(0),
             known: ArcSwap::from_pointee(known),
             reading: tokio::sync::Mutex::default(),
             revocation: Mutex::default(),
@@ -179,7 +207,7 @@ impl Kek {
         let versions = known.versions.iter().map(|leased| &leased.version);
         let usable = current(versions, SystemTime::now())?;
         let leased = known.versions.get(&usable.info().id);
-        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()), Instant::now())
+        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()), clock::now())
     }
 
     /// The version of that name, for unwrapping.
@@ -218,7 +246,7 @@ impl Kek {
     /// The second check: whether what was held when the call began may be acted on still.
     pub(super) fn confirm(&self, held: &Held) -> Result<(), Error> {
         // Not the clock of the first check: the caller may have waited since.
-        let now = Instant::now();
+        let now = clock::now();
         match held.lease.standing(now) {
             Standing::Live | Standing::Outage => Ok(()),
             Standing::Lapsed { outage: true } => Err(self.unreachable()),

@@ -15,6 +15,7 @@ mod rewrap;
 mod rounds;
 mod samples;
 mod startup;
+mod tolls;
 mod unwrap;
 mod wrap;
 
@@ -46,6 +47,7 @@ use crate::{
 };
 use catalog::{Catalog, Kek};
 use custody::Custody;
+use rounds::Look;
 
 /// Unwraps by the backend that may be under way at once, for different DEKs.
 const FLIGHTS_MAX: usize = 16 * 1024;
@@ -97,7 +99,7 @@ impl Engine {
     /// the KEK cannot wrap now.
     pub async fn verify(&self, name: &KekName, deadline: Instant) -> Result<(), Error> {
         let kek = self.kek(name)?;
-        kek.verify(&self.custody, deadline).await?;
+        kek.verify(&self.custody, Look::Thorough, deadline).await?;
         kek.current().map(|_| ())
     }
 

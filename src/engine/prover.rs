@@ -6,10 +6,7 @@
 //! Each KEK has a task of its own, so that a backend that hangs keeps no KEK of another
 //! waiting. KEKs of one backend share its places for proofs.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
@@ -17,11 +14,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Engine, catalog::Kek, custody::Custody};
+use super::{Engine, catalog::Kek, custody::Custody, rounds::Look};
 use crate::{
     backend::jitter,
-    error::{Error, Reason},
-    lease::{Terms, renew_in, retry_in},
+    clock,
+    error::{Error, Reason, Retry},
+    lease::{Terms, fleet::Pace, patience, renew_in, retry_in},
 };
 
 /// Shortest time between two rounds for one KEK, however often operations raise
@@ -46,27 +44,50 @@ pub async fn keep_proven(engine: Arc<Engine>) {
 
 /// Keeps one KEK proven.
 async fn keep(kek: Arc<Kek>, custody: Arc<Custody>) {
-    let terms = custody.terms;
     // Zero if it is still to be proven: whoever does that then, this is before it lapses.
-    let mut pause = renew_in(kek.proof_age(Instant::now()), terms, jitter());
-    let mut told = None;
+    let mut pause = renew_in(kek.proof_age(clock::now()), kek.terms(&custody), jitter());
+    let (mut told, mut told_pace, mut failures) = (None, Pace::of(custody.terms.interval), 0);
     loop {
-        tokio::select! {
-            () = sleep(pause) => {}
+        let look = tokio::select! {
+            () = sleep(pause) => Look::AsDue,
             () = kek.suspicion.notified() => {
                 debug!(kek = %kek.spec.name, "something is not as it was: asking again");
                 sleep(MIN_GAP).await;
+                Look::Thorough
             }
-        }
-        let began = Instant::now();
-        let round = kek.verify(&custody, began + round_deadline(terms)).await;
+        };
+        let began = clock::now();
+        let deadline = began + round_deadline(kek.terms(&custody));
+        let round = kek.verify(&custody, look, deadline).await;
         tell(&kek, &mut told, round.as_ref().err());
+        tell_pace(&kek, &mut told_pace, kek.pace(&custody));
+        let terms = kek.terms(&custody);
         pause = match round {
             // What it takes to ask counts: the proof is as old as the question.
-            Ok(()) => renew_in(began.elapsed(), terms, jitter()),
-            Err(_) => retry_in(terms, jitter()),
+            Ok(()) => {
+                failures = 0;
+                renew_in(clock::now() - began, terms, jitter())
+            }
+            Err(error) => {
+                let pause = pause_after(&error, &kek, terms, failures);
+                failures = if error.reason().is_transient() { failures + 1 } else { 0 };
+                pause
+            }
         }
         .max(MIN_GAP);
+    }
+}
+
+/// How long to wait after a round that failed. (A denial that is still to be confirmed is
+/// no failure of the backend's: it is asked again at once.)
+fn pause_after(error: &Error, kek: &Kek, terms: Terms, failures: u32) -> Duration {
+    let patience = patience(terms, kek.tolls.are_shared());
+    let pause = retry_in(terms, failures, patience, jitter());
+    match error.retry() {
+        Retry::After(asked) if error.reason() == Reason::Overloaded => {
+            pause.max(asked.min(patience))
+        }
+        _ => pause,
     }
 }
 
@@ -93,12 +114,25 @@ fn tell(kek: &Kek, told: &mut Option<Reason>, trouble: Option<&Error>) {
     *told = trouble.map(Error::reason);
 }
 
+/// Says how long leases last if it is not what the configuration says, or is so again.
+fn tell_pace(kek: &Kek, told: &mut Pace, pace: Pace) {
+    if *told != pace {
+        *told = pace;
+        info!(
+            kek = %kek.spec.name,
+            interval_s = pace.interval.as_secs(),
+            operation_within_s = pace.operation_within.as_secs(),
+            "how often the KEK proves itself follows the quota of the fleet's vault"
+        );
+    }
+}
+
 /// Wipes what expires, at once.
 async fn tend(engine: Arc<Engine>) {
     let mut ticks = interval(TEND_EVERY);
     loop {
         ticks.tick().await;
-        engine.tend(Instant::now());
+        engine.tend(clock::now());
     }
 }
 

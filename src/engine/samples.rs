@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{Engine, catalog::Leased};
 use crate::{
+    clock,
     lease::Standing,
     observe::{CacheSample, GuardSample, LeaseSample, Samples},
 };
@@ -15,7 +16,7 @@ impl Engine {
         let engine = Arc::downgrade(self);
         self.metrics.register_source(move |samples| {
             if let Some(engine) = engine.upgrade() {
-                engine.sample(samples, Instant::now());
+                engine.sample(samples, clock::now());
             }
         });
     }
@@ -46,11 +47,15 @@ impl Engine {
         }));
         for kek in self.catalog.iter() {
             let known = kek.known();
+            let interval_seconds = kek.terms(&self.custody).interval.as_secs_f64();
             samples.leases.extend(known.versions.iter().map(
                 |Leased { version, lease, .. }| LeaseSample {
                     kek: kek.spec.name.to_string(),
                     version: version.info().id.to_string(),
                     age_seconds: lease.as_ref().map(|lease| lease.age(now).as_secs_f64()),
+                    operation_age_seconds:
+                        lease.as_ref().map(|lease| lease.since_operation(now).as_secs_f64()),
+                    interval_seconds,
                     state: match lease.as_ref().map(|lease| lease.standing(now)) {
                         Some(Standing::Live) => "live",
                         Some(Standing::Outage) => "outage",

@@ -4,25 +4,24 @@
 //! meanwhile waits for the rest: leases are renewed, and what expires or lapses is wiped,
 //! from the first moment on.
 
-use std::{
-    future::pending,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use tracing::error;
 
 use super::{Engine, keep_proven};
 use crate::{
+    backend::jitter,
+    clock,
     error::{Error, Reason},
     kek::KekName,
+    lease::{patience, retry_in},
 };
 
 /// How long one KEK's first self-test may take.
 const FIRST_PROOF: Duration = Duration::from_secs(30);
 
-/// How often a start-up that is not ready tries again.
+/// The shortest time between two tries of a start-up that is not ready.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Proves every KEK, calls `ready` once each of them can wrap, and keeps them proven. Runs
@@ -52,7 +51,7 @@ pub async fn prove(engine: Arc<Engine>, ready: impl FnOnce()) -> (KekName, Error
 async fn prove_all(engine: &Engine) -> Result<Vec<(KekName, Reason)>, (KekName, Error)> {
     let mut unready = Vec::new();
     for name in engine.names() {
-        let Err(error) = engine.verify(name, Instant::now() + FIRST_PROOF).await else { continue };
+        let Err(error) = engine.verify(name, clock::now() + FIRST_PROOF).await else { continue };
         if error.reason() == Reason::BackendMisconfigured {
             return Err((name.clone(), error));
         }
@@ -64,11 +63,13 @@ async fn prove_all(engine: &Engine) -> Result<Vec<(KekName, Reason)>, (KekName, 
 
 /// Proves what is not ready yet, for as long as it takes.
 async fn prove_the_rest(engine: &Engine, mut unready: Vec<(KekName, Reason)>) {
+    let mut tries = 0;
     while !unready.is_empty() {
-        sleep(RETRY).await;
+        sleep(pause(engine, &unready, tries)).await;
+        tries += 1;
         let mut still = Vec::new();
         for (name, told) in unready {
-            if let Err(error) = engine.verify(&name, Instant::now() + FIRST_PROOF).await {
+            if let Err(error) = engine.verify(&name, clock::now() + FIRST_PROOF).await {
                 // Once for each new trouble, not once a second.
                 if error.reason() != told {
                     tell_not_ready(&name, &error);
@@ -78,6 +79,17 @@ async fn prove_the_rest(engine: &Engine, mut unready: Vec<(KekName, Reason)>) {
         }
         unready = still;
     }
+}
+
+/// How long until those that are not ready are tried once more: less and less often where
+/// that is at the cost of others.
+fn pause(engine: &Engine, unready: &[(KekName, Reason)], tries: u32) -> Duration {
+    let keks = unready.iter().filter_map(|(name, _)| engine.catalog.get(name));
+    let pauses = keks.map(|kek| {
+        let terms = kek.terms(&engine.custody);
+        retry_in(terms, tries, patience(terms, kek.tolls.are_shared()), jitter())
+    });
+    pauses.min().unwrap_or_default().max(RETRY)
 }
 
 fn tell_not_ready(name: &KekName, error: &Error) {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     auth::Permit,
     cache::{CacheKey, Grant, Joined, Lookup, Role},
+    clock,
     envelope::{self, Context, Dek, WrappedDek},
     error::{Error, Reason},
     guard::{self, Class, Turn},
@@ -92,7 +93,7 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     async fn answer(&self, kek: &Arc<Kek>, custody: &Arc<Custody>) -> Result<Unwrapped, Error> {
         let Self { wrapped, context, .. } = *self;
-        let now = Instant::now();
+        let now = clock::now();
         let held = hold(kek, wrapped, now)?;
         let key = custody.cache.key(
             Grant(held.lease.id()),
@@ -142,7 +143,7 @@ impl Wanted<'_> {
             // Another's time was over, or another's lane full, which says nothing of ours.
             // Once: whatever comes of the next flight is the answer.
             Err(error) if role == Role::Follower && is_of_the_flight(&error) => {
-                if Instant::now() >= self.ask.deadline {
+                if clock::now() >= self.ask.deadline {
                     return Err(error);
                 }
                 self.wait(self.board(kek, custody, held, key)?).await
@@ -193,7 +194,7 @@ impl Wanted<'_> {
         held: &Held,
         key: CacheKey,
     ) -> Result<Joined<Fetched>, Error> {
-        let now = Instant::now();
+        let now = clock::now();
         let fetch = |hurry| {
             let fetch = Fetch {
                 kek: Arc::clone(kek),
@@ -250,7 +251,7 @@ impl Fetch {
             },
         };
         // It may have waited for long.
-        let held = hold(kek, wrapped, Instant::now())?;
+        let held = hold(kek, wrapped, clock::now())?;
         if held.lease.id() != self.lease {
             return Err(Error::new(Reason::KekUnproven, "the KEK was proven anew meanwhile"));
         }
@@ -263,11 +264,11 @@ impl Fetch {
     /// what is wiped then must not come back.
     fn remember(&self, held: &Held, fetched: &Fetched) {
         let Self { kek, custody, key, purges, .. } = self;
-        let (cache, now, grant) = (&custody.cache, Instant::now(), Grant(held.lease.id()));
+        let (cache, now, grant) = (&custody.cache, clock::now(), Grant(held.lease.id()));
         // Under the lock, and as of then: with the clock of before it, who waited for the
         // lock while the lease lapsed would put back what was just wiped for that.
         let alive =
-            || kek.purges() == *purges && held.lease.standing(Instant::now()).allows_release();
+            || kek.purges() == *purges && held.lease.standing(clock::now()).allows_release();
         match fetched {
             Ok(dek) => _ = cache.insert(key, grant, dek, now, alive),
             Err(error) if error.reason() == Reason::CiphertextInvalid => {
@@ -285,10 +286,10 @@ pub(super) async fn unwrap_once(
     context: &Context,
     ask: guard::Ask,
 ) -> Result<Dek, Error> {
-    let units = kek.guard.units(hold(kek, wrapped, Instant::now())?.version.info());
+    let units = kek.guard.units(hold(kek, wrapped, clock::now())?.version.info());
     let turn = kek.guard.turn(ask, units).await?;
     // It may have waited for long.
-    let held = hold(kek, wrapped, Instant::now())?;
+    let held = hold(kek, wrapped, clock::now())?;
     let dek = unwrap(kek, &held, turn, wrapped, context).await?;
     kek.confirm(&held)?;
     Ok(dek)
@@ -305,7 +306,12 @@ async fn unwrap(
     if held.outage {
         return Err(kek.unreachable());
     }
+    let asked = clock::now();
     let payload = turn.unwrap(&held.version, wrapped.algorithm, &wrapped.ciphertext).await;
+    if payload.is_ok() {
+        // As good as a canary.
+        held.lease.operated(asked);
+    }
     envelope::open(kek.notice(payload)?, context)
 }
 

@@ -22,12 +22,13 @@ use tokio::{
 };
 
 use super::{
-    Ask, now,
+    Ask,
     queue::{Class, Pushed, Queue},
     rate::Rate,
 };
 use crate::{
-    backend::Room,
+    backend::{Room, jitter},
+    clock::now,
     error::{Error, Reason, Retry},
 };
 
@@ -117,10 +118,42 @@ impl Admission {
         self.0.state().charge(units, now());
     }
 
-    /// Lets nothing through for a time, because the backend asked for it.
-    pub(super) fn pause(&self, pause: Duration) {
+    /// The backend answered work of so many units.
+    pub(super) fn answered(&self, units: u32) {
         if let Some(rate) = &mut self.0.state().rate {
-            rate.pause(pause, now());
+            rate.answered(units, now());
+        }
+    }
+
+    /// The backend was asked too much, at `sent`, and wants to be spared for a time.
+    pub(super) fn refused(&self, sent: Instant, asked: Duration) {
+        if let Some(rate) = &mut self.0.state().rate {
+            rate.refused(sent, asked, now(), jitter());
+        }
+    }
+
+    /// Whether there is a ceiling.
+    pub(super) fn is_paced(&self) -> bool {
+        self.0.state().rate.is_some()
+    }
+
+    /// Waits until the ceiling allows `units` once more, for who has a place and was refused
+    /// by the backend. False if that would be too late.
+    pub(super) async fn once_more(&self, units: u32, deadline: Instant) -> bool {
+        loop {
+            let at = {
+                let (now, mut state) = (now(), self.0.state());
+                let at = state.rate.as_ref().map_or(now, |rate| rate.ready_at(units, now));
+                if at <= now {
+                    state.charge(units, now);
+                    return true;
+                }
+                if at + state.service >= deadline {
+                    return false;
+                }
+                at
+            };
+            sleep_until(at.into()).await;
         }
     }
 
@@ -284,7 +317,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn room(at_once: usize, waiting: usize) -> Room {
-        Room { at_once, waiting, attempts: 1, ceiling: None }
+        Room { at_once, waiting, attempts: 1, ceiling: None, shared: None, denials: 1 }
     }
 
     fn ask(class: Class, within: Duration) -> Ask {
@@ -389,8 +422,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_ceiling_is_kept_and_those_in_front_go_first_all_the_same() {
-        let ceiling = Some(Ceiling { per_second: 10.0, burst: 1.0 });
+        let ceiling = Some(Ceiling { per_second: 10.0, burst: 1.0, window: 10 * SECOND });
         let admission = Admission::new(Room { ceiling, ..room(100, 100) });
+        // Past its gentle beginning.
+        admission.charge(0);
+        sleep(600 * SECOND).await;
         let began = now();
         let enter = |class, n: u64| {
             let admission = admission.clone();

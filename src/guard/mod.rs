@@ -47,6 +47,7 @@ use self::{
 };
 use crate::{
     backend::{Backend, jitter},
+    clock::now,
     error::{Error, Reason, Retry},
     kek::{Algorithm, KeyRef, UsableVersion, VersionInfo},
     secret::Secret,
@@ -107,6 +108,7 @@ pub struct Turn {
     shared: Arc<Shared>,
     _place: Place,
     ask: Ask,
+    units: u32,
 }
 
 impl Guard {
@@ -138,15 +140,16 @@ impl Guard {
         foreseen.inspect_err(|_| _ = self.0.refused.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// [`Backend::versions`], without waiting for a turn.
+    /// [`Backend::versions`], for which `units` are charged, without waiting for a turn.
     pub async fn versions(
         &self,
         key: &KeyRef,
         algorithm: Algorithm,
+        units: u32,
         deadline: Instant,
     ) -> Result<Vec<VersionInfo>, Error> {
         let asked = self.0.backend.versions(key, algorithm, deadline);
-        self.0.observed(1, deadline, asked).await
+        self.0.observed(units, deadline, asked).await
     }
 
     /// [`Backend::prove`], without waiting for a turn.
@@ -214,7 +217,7 @@ impl Shared {
     async fn enter(self: &Arc<Self>, ask: Ask, units: u32) -> Result<Turn, Error> {
         self.check(ask)?;
         let place = self.admission.enter(ask, units).await?;
-        Ok(Turn { shared: Arc::clone(self), _place: place, ask })
+        Ok(Turn { shared: Arc::clone(self), _place: place, ask, units })
     }
 
     fn away(&self, wait: Duration) -> Error {
@@ -233,15 +236,42 @@ impl Shared {
         self.admission.charge(units);
         let began = now();
         let result = within(deadline, asked).await;
-        self.settle(&result, now().saturating_duration_since(began));
+        self.settle(&result, units, began);
         result
     }
 
-    /// Tells the breaker and the ceiling what came of an attempt.
-    fn settle<T>(&self, result: &Result<T, Error>, took: Duration) -> bool {
+    /// Whether an operation of `units` that failed is worth attempt number `number`; waits
+    /// until it may be made.
+    async fn may_try_again(
+        &self,
+        error: &Error,
+        number: u32,
+        units: u32,
+        deadline: Instant,
+    ) -> bool {
+        if error.reason() == Reason::Overloaded && self.admission.is_paced() {
+            // The ceiling knows by now, and says when: there is nothing to budget.
+            return number <= self.attempts && self.admission.once_more(units, deadline).await;
+        }
+        let (attempts, jitter) = (self.attempts, jitter());
+        let pause = lock(&self.budget).withdraw(error, number, attempts, now(), deadline, jitter);
+        let Some(pause) = pause else { return false };
+        tokio::time::sleep(pause).await;
+        self.admission.charge(units);
+        true
+    }
+
+    /// Tells the breaker and the ceiling what came of an attempt. False if it says nothing of
+    /// the backend.
+    fn settle<T>(&self, result: &Result<T, Error>, units: u32, began: Instant) -> bool {
+        let answered = || {
+            lock(&self.breaker).answered();
+            self.admission.answered(units);
+        };
+        let took = now().saturating_duration_since(began);
         let error = match result {
             Ok(_) => {
-                lock(&self.breaker).answered();
+                answered();
                 return true;
             }
             Err(error) => error,
@@ -254,11 +284,11 @@ impl Shared {
             Reason::DeadlineExceeded | Reason::Internal => return false,
             Reason::Overloaded => {
                 if let Retry::After(pause) = error.retry() {
-                    self.admission.pause(pause);
+                    self.admission.refused(began, pause);
                 }
                 return false;
             }
-            _ => lock(&self.breaker).answered(),
+            _ => answered(),
         }
         true
     }
@@ -314,18 +344,16 @@ impl Turn {
             };
             let began = now();
             let result = within(deadline, attempt()).await;
-            if shared.settle(&result, now().saturating_duration_since(began)) {
+            if shared.settle(&result, self.units, began) {
                 trial.probe = false;
             }
             drop(trial);
             let Err(error) = &result else { return result };
             number += 1;
-            let (attempts, jitter) = (shared.attempts, jitter());
-            let pause =
-                lock(&shared.budget).withdraw(error, number, attempts, now(), deadline, jitter);
-            let Some(pause) = pause else { return result };
+            if !shared.may_try_again(error, number, self.units, deadline).await {
+                return result;
+            }
             shared.retries.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -343,11 +371,6 @@ impl Drop for Trial<'_> {
             lock(&self.shared.breaker).abandoned(now());
         }
     }
-}
-
-/// Tokio's clock, so that tests can turn it.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -104,7 +104,7 @@ impl Backend for Scripted {
 }
 
 fn room(at_once: usize, attempts: u32) -> Room {
-    Room { at_once, waiting: 100, attempts, ceiling: None }
+    Room { at_once, waiting: 100, attempts, ceiling: None, shared: None, denials: 1 }
 }
 
 fn ask() -> Ask {
@@ -156,7 +156,7 @@ async fn a_proof_that_succeeds_closes_the_breaker() {
     }
     assert!(random(&guard).await.is_err());
     let key = KeyRef::parse("orders").unwrap();
-    guard.versions(&key, Algorithm::RsaOaep, now() + SECOND * 60).await.unwrap();
+    guard.versions(&key, Algorithm::RsaOaep, 1, now() + SECOND * 60).await.unwrap();
     random(&guard).await.unwrap();
 }
 
@@ -221,7 +221,8 @@ async fn trouble_is_tried_again_and_costs_its_caller_only_time() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_that_the_backend_asks_for_holds_everybody() {
     let throttled = Error::new(Reason::Overloaded, "429").with_retry(Retry::After(5 * SECOND));
-    let ceiling = Some(crate::backend::Ceiling { per_second: 100.0, burst: 10.0 });
+    let ceiling =
+        Some(crate::backend::Ceiling { per_second: 100.0, burst: 10.0, window: 10 * SECOND });
     let (_, guard) =
         Scripted::guard(Room { ceiling, ..room(4, 1) }, SECOND / 100, vec![Some(throttled)]);
     let began = now();
@@ -233,12 +234,13 @@ async fn a_pause_that_the_backend_asks_for_holds_everybody() {
 
 #[tokio::test(start_paused = true)]
 async fn proofs_do_not_wait_and_count() {
-    let ceiling = Some(crate::backend::Ceiling { per_second: 1.0, burst: 1.0 });
+    let ceiling =
+        Some(crate::backend::Ceiling { per_second: 1.0, burst: 1.0, window: 10 * SECOND });
     let (_, guard) = Scripted::guard(Room { ceiling, ..room(1, 1) }, SECOND / 100, vec![]);
     let key = KeyRef::parse("orders").unwrap();
     let began = now();
     for _ in 0..3 {
-        guard.versions(&key, Algorithm::RsaOaep, now() + SECOND).await.unwrap();
+        guard.versions(&key, Algorithm::RsaOaep, 1, now() + SECOND).await.unwrap();
     }
     assert!(now() - began < SECOND, "leases are renewed whatever waits");
     random(&guard).await.unwrap();

@@ -1,5 +1,6 @@
 //! The backend for Azure's vaults against the fake of them: every row of the error table,
-//! every identity, tokens that end, versions in order, quotas and connections.
+//! every identity, tokens that end, versions in order, quotas and connections; and a fleet
+//! of sidecars on a turned clock.
 //!
 //! What every backend must do is in `contract.rs`; names, the table itself and the
 //! transport have tests of their own beside the code.
@@ -13,6 +14,7 @@ mod keyvault;
 mod support;
 
 mod errors;
+mod fleet;
 mod identity;
 mod tokens;
 mod versions;

@@ -2,13 +2,13 @@
 //! that takes long.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use keyward::{
     engine::{self, Source},
-    error::Reason,
+    error::{Error, Reason},
     lease::Terms,
 };
 use tokio::time::sleep;
@@ -45,6 +45,61 @@ async fn no_version_starves_where_a_round_is_too_short_for_all() {
     let starved: Vec<_> = leases.iter().filter(|(_, (_, age))| *age > 3.0).collect();
     assert!(starved.is_empty(), "{starved:?}");
     assert_eq!(bench.backend.proving_peak(), 2, "the backend is callers' too");
+    keeping.abort();
+}
+
+/// Asks three times a backend that must deny a key three times.
+async fn is_believed_the_third_time(bench: &Bench, denies: impl Fn(&Fake, Option<Error>)) {
+    let revoked = || Some(Error::new(Reason::KekRevoked, "403"));
+    bench.backend.denials.store(3, Ordering::Relaxed);
+    bench.prove().await;
+    let wrapped = bench.wrap(1).await.unwrap();
+    bench.unwrap(&wrapped).await.unwrap();
+    let ask = || bench.engine.verify(&bench.kek, Instant::now() + HOUR);
+    for _ in 0..2 {
+        denies(&bench.backend, revoked());
+        for _ in 0..2 {
+            assert_eq!(ask().await.unwrap_err().reason(), Reason::KekRevoked);
+            assert_eq!(bench.unwrap(&wrapped).await.unwrap().source, Source::Cache);
+        }
+        // Allowed in between, it counts from the beginning.
+        denies(&bench.backend, None);
+        ask().await.unwrap();
+    }
+    denies(&bench.backend, revoked());
+    for _ in 0..3 {
+        ask().await.unwrap_err();
+    }
+    assert_eq!(bench.entries(), "keyward_cache_entries 0.0");
+    assert_eq!(bench.unwrap(&wrapped).await.unwrap_err().reason(), Reason::KekRevoked);
+    denies(&bench.backend, None);
+    ask().await.unwrap();
+    assert_eq!(bench.unwrap(&wrapped).await.unwrap().source, Source::Backend);
+}
+
+#[tokio::test]
+async fn a_backend_of_two_minds_is_believed_when_it_says_no_three_times() {
+    let bench = with_versions(1, 4, Terms { interval: HOUR, outage_grace: HOUR });
+    is_believed_the_third_time(&bench, Fake::deny).await;
+    let bench = with_versions(1, 4, Terms { interval: HOUR, outage_grace: HOUR });
+    is_believed_the_third_time(&bench, |fake, denial| {
+        *fake.denied_proofs.lock().unwrap() = denial;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_denial_that_is_not_believed_yet_makes_no_lease_longer() {
+    let bench = with_versions(1, 4, Terms { interval: Duration::from_secs(1), outage_grace: HOUR });
+    bench.backend.denials.store(1000, Ordering::Relaxed);
+    bench.prove().await;
+    let wrapped = bench.wrap(1).await.unwrap();
+    bench.unwrap(&wrapped).await.unwrap();
+    bench.backend.deny(Some(Error::new(Reason::KekRevoked, "403")));
+    let keeping = tokio::spawn(engine::keep_proven(Arc::clone(&bench.engine)));
+    sleep(Duration::from_millis(1500)).await;
+    assert!(bench.unwrap(&wrapped).await.is_err(), "it is as old as it is");
+    assert_eq!(bench.entries(), "keyward_cache_entries 0.0");
     keeping.abort();
 }
 

@@ -53,6 +53,7 @@ impl Azure {
             connections: 8,
             queue: 1024,
             ceiling_percent: 100,
+            fleet: 1,
         }
     }
 

@@ -1,17 +1,14 @@
 //! An engine over a backend, the fake one unless a test says otherwise, with no socket in
 //! between.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use keyward::{
     auth::{Identity, Permit},
     backend::Backend,
     cache::CacheSettings,
     carriers::Carrier,
+    clock,
     engine::{Engine, KekSpec, Purged, Unwrapped},
     envelope::{Context, Dek, WrappedDek},
     error::Error,
@@ -74,7 +71,7 @@ impl<B: Backend> Bench<B> {
     }
 
     pub async fn prove(&self) {
-        self.engine.verify(&self.kek, Instant::now() + HOUR).await.unwrap();
+        self.engine.verify(&self.kek, clock::now() + HOUR).await.unwrap();
     }
 
     fn permit(&self, op: Op) -> Permit {
@@ -84,7 +81,7 @@ impl<B: Backend> Bench<B> {
     pub async fn wrap(&self, n: u64) -> Result<WrappedDek, Error> {
         let dek = Dek::parse(dek(n)).unwrap();
         let context = Context::parse(b"").unwrap();
-        let (permit, deadline) = (self.permit(Op::Wrap), Instant::now() + HOUR);
+        let (permit, deadline) = (self.permit(Op::Wrap), clock::now() + HOUR);
         self.engine.wrap(permit, &dek, &context, deadline).await
     }
 
@@ -94,7 +91,7 @@ impl<B: Backend> Bench<B> {
 
     pub async fn unwrap_in(&self, class: Class, wrapped: &WrappedDek) -> Result<Unwrapped, Error> {
         let context = Context::parse(b"").unwrap();
-        let (permit, deadline) = (self.permit(Op::Unwrap), Instant::now() + HOUR);
+        let (permit, deadline) = (self.permit(Op::Unwrap), clock::now() + HOUR);
         self.engine.unwrap(permit, wrapped, &context, class, deadline).await
     }
 
@@ -116,7 +113,7 @@ impl<B: Backend> Bench<B> {
             let lease = leases.entry(version).or_default();
             if let Some(state) = of(line, "state") {
                 lease.0 = state;
-            } else {
+            } else if line.starts_with("keyward_lease_age_seconds") {
                 lease.1 = line.rsplit(' ').next().unwrap().parse().unwrap();
             }
         }

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -32,8 +32,12 @@ pub struct Fake {
     pub hold_proofs: watch::Sender<bool>,
     /// What the next unwraps fail with.
     pub failures: Mutex<VecDeque<Error>>,
-    /// What proofs fail with, for as long as it is set.
+    /// What proofs and looks fail with, for as long as it is set.
     denial: Mutex<Option<Error>>,
+    /// What proofs alone fail with, for as long as it is set.
+    pub denied_proofs: Mutex<Option<Error>>,
+    /// How often in a row it must deny a key to be believed.
+    pub denials: AtomicU32,
     /// How long a proof takes.
     pub proof_takes: Mutex<Duration>,
     proving: AtomicUsize,
@@ -54,6 +58,8 @@ impl Default for Fake {
             hold_proofs: watch::Sender::new(false),
             failures: Mutex::default(),
             denial: Mutex::default(),
+            denied_proofs: Mutex::default(),
+            denials: AtomicU32::new(1),
             proof_takes: Mutex::default(),
             proving: AtomicUsize::new(0),
             proving_peak: AtomicUsize::new(0),
@@ -208,7 +214,7 @@ impl Backend for Fake {
             return Err(Error::new(Reason::DeadlineExceeded, "the fake was told to take long"));
         }
         self.check_denial()?;
-        Ok(asked)
+        self.denied_proofs.lock().unwrap().clone().map_or(Ok(asked), Err)
     }
 
     async fn wrap(
@@ -265,7 +271,14 @@ impl Backend for Fake {
     }
 
     fn room(&self) -> Room {
-        Room { at_once: self.at_once, waiting: 4096, attempts: 1, ceiling: None }
+        Room {
+            at_once: self.at_once,
+            waiting: 4096,
+            attempts: 1,
+            ceiling: None,
+            shared: None,
+            denials: self.denials.load(Ordering::Relaxed),
+        }
     }
 
     fn officer(&self) -> Option<&dyn Officer> {

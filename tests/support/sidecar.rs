@@ -1,11 +1,6 @@
 //! A whole sidecar in this process, over a fake backend, with real listeners.
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
@@ -14,6 +9,7 @@ use keyward::{
     backend::{Backend, Metered},
     cache::{Cache, CacheSettings},
     client::{Client, Endpoint, TlsFiles, WrappedDek},
+    clock,
     engine::{Engine, KekSpec},
     kek::{Algorithm, KekName, KeyRef},
     lease::Terms,
@@ -122,7 +118,7 @@ pub fn engine(
 ) -> Arc<Engine> {
     let (count, slots) = Cache::layout(cache.capacity);
     let (shelves, _) = shelves(count, slots, true).unwrap();
-    let cache = Cache::new(cache, shelves, Instant::now()).unwrap();
+    let cache = Cache::new(cache, shelves, clock::now()).unwrap();
     let engine = Arc::new(Engine::new(keks, terms, Arc::new(cache), metrics));
     engine.be_watched();
     engine
@@ -161,7 +157,7 @@ impl Sidecar {
         let specs = keks.iter().map(|name| spec(name, &backend)).collect();
         let engine = engine(specs, cache, terms, Arc::clone(&metrics));
         for name in engine.names() {
-            engine.verify(name, Instant::now() + Duration::from_secs(5)).await.unwrap();
+            engine.verify(name, clock::now() + Duration::from_secs(5)).await.unwrap();
         }
         let mut background = JoinSet::new();
         if keep_proven {

@@ -47,7 +47,7 @@ use self::{
     transport::{Origin, Wire, tls},
 };
 use crate::{
-    backend::{Backend, Ceiling, Officer, Room, judge::Judge},
+    backend::{Backend, Ceiling, Officer, Room, Shared, judge::Judge},
     error::{Error, Reason},
     kek::{Algorithm, Family, KeyRef, UsableVersion, VersionInfo},
     secret::Secret,
@@ -55,6 +55,10 @@ use crate::{
 
 /// How often the guard may attempt an operation.
 const ATTEMPTS: u32 = 3;
+
+/// How often in a row a vault must deny a key before it is believed: what was changed
+/// reaches its replicas one after the other.
+const DENIALS: u32 = 3;
 
 /// A vault or a managed HSM.
 pub struct KeyVaultBackend {
@@ -82,6 +86,7 @@ impl KeyVaultBackend {
             connections,
             queue,
             ceiling_percent,
+            fleet,
         } = settings;
         let tls = tls::client_config(ca.as_deref())?;
         check_authority(&authority)?;
@@ -91,8 +96,11 @@ impl KeyVaultBackend {
         let keeper = Keeper::new(vault.clone(), Arc::new(source));
         let quota = service.quota();
         let share = f64::from(ceiling_percent.clamp(1, 100)) / 100.0;
-        let ceiling =
-            Ceiling { per_second: quota.per_second * share, burst: (quota.burst * share).max(1.0) };
+        let ceiling = Ceiling {
+            per_second: quota.per_second * share,
+            burst: (quota.burst * share).max(1.0),
+            ..quota
+        };
         Ok(Self {
             name,
             service,
@@ -102,6 +110,8 @@ impl KeyVaultBackend {
                 waiting: queue,
                 attempts: ATTEMPTS,
                 ceiling: Some(ceiling),
+                shared: Some(Shared { sidecars: fleet, per_second: quota.per_second }),
+                denials: DENIALS,
             },
             client: Client::new(vault, wire, keeper, connections, queue)?,
             keys: Keys::new(service),

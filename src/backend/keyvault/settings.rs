@@ -1,6 +1,6 @@
 //! What the operator sets of a vault or a managed HSM.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use super::{algorithm::in_azure, vault::VaultUrl};
 use crate::{backend::Ceiling, kek::Algorithm};
@@ -30,6 +30,9 @@ pub struct Settings {
     /// How much of the service's documented quota this sidecar may use, in percent: 1 to
     /// 100.
     pub ceiling_percent: u8,
+    /// How many sidecars share the vault, this one among them: 1 to 100000. Their leases
+    /// together leave more than half of its quota.
+    pub fleet: u32,
 }
 
 /// Which service keeps the keys.
@@ -59,8 +62,12 @@ impl Service {
     /// what comes in ten seconds are together no more than a vault allows in ten.
     pub(super) fn quota(self) -> Ceiling {
         match self {
-            Self::KeyVault => Ceiling { per_second: 360.0, burst: 400.0 },
-            Self::ManagedHsm => Ceiling { per_second: 1800.0, burst: 180.0 },
+            Self::KeyVault => {
+                Ceiling { per_second: 360.0, burst: 400.0, window: Duration::from_secs(10) }
+            }
+            Self::ManagedHsm => {
+                Ceiling { per_second: 1800.0, burst: 180.0, window: Duration::from_secs(1) }
+            }
         }
     }
 }

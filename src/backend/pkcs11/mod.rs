@@ -374,6 +374,8 @@ impl Backend for Pkcs11Backend {
             // A worker climbs a ladder of recoveries of its own.
             attempts: 1,
             ceiling: None,
+            shared: None,
+            denials: 1,
         }
     }
 

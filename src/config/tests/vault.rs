@@ -35,6 +35,7 @@ fn a_vault_needs_only_its_address() {
     assert_eq!(vault.authority, "https://login.microsoftonline.com");
     assert_eq!((vault.wrap, vault.ca), (keyvault::WrapAt::Local, None));
     assert_eq!((vault.connections, vault.queue, vault.ceiling_percent), (16, 1024, 100));
+    assert_eq!(vault.fleet, 50);
     let hsm = VAULT.replace("key-vault", "managed-hsm").replace("kv.vault", "h.managedhsm");
     let hsm = vault_of(&hsm.replace("\"cloud\"\n", "\"cloud\"\nalgorithm = \"A128KW\"\n"));
     assert_eq!(hsm.service, keyvault::Service::ManagedHsm);
@@ -98,6 +99,7 @@ fn each_mistake_of_a_vault_is_told_where_it_is() {
         (add("module = \"/m.so\""), "backend.cloud.module", "only to pkcs11"),
         (add("wrap = \"here\""), "backend.cloud.wrap", "no place to wrap"),
         (add("ceiling = 0"), "backend.cloud.ceiling", "1 to 100"),
+        (add("fleet = 0"), "backend.cloud.fleet", "1 to 100000"),
         (add("connections = 65"), "backend.cloud.connections", "1 to 64"),
         (add("authority = \"http://login\""), "backend.cloud.authority", "host only"),
         (add("authority = \"https://login.example/t\""), "backend.cloud.authority", "host only"),

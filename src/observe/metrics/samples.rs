@@ -45,6 +45,10 @@ pub struct LeaseSample {
     pub version: String,
     /// Time since the last proof, in seconds; `None` if there was none.
     pub age_seconds: Option<f64>,
+    /// Time since the last private-key operation that succeeded, likewise.
+    pub operation_age_seconds: Option<f64>,
+    /// How long a proof is good for, in seconds.
+    pub interval_seconds: f64,
     /// One word of a fixed list, such as `live`.
     pub state: &'static str,
 }

@@ -155,9 +155,18 @@ fn sources_are_asked_each_time_and_absent_ones_show_nothing() {
             refused,
         });
         samples.connections = Some(5);
-        let lease = |version: &str, age_seconds, state| {
+        let lease = |version: &str, age_seconds: Option<f64>, state| {
             let (kek, version) = ("orders".to_owned(), version.to_owned());
-            LeaseSample { kek, version, age_seconds, state }
+            let operation_age_seconds = age_seconds.map(|age| age + 1.0);
+            let interval_seconds = 30.0;
+            LeaseSample {
+                kek,
+                version,
+                age_seconds,
+                operation_age_seconds,
+                interval_seconds,
+                state,
+            }
         };
         samples.leases.extend([lease("0a", Some(1.5), "live"), lease("0b", None, "unproven")]);
     });
@@ -180,6 +189,9 @@ fn sources_are_asked_each_time_and_absent_ones_show_nothing() {
         ("keyward_connections", Some(5.0)),
         (r#"keyward_lease_age_seconds{kek="orders",version="0a"}"#, Some(1.5)),
         (r#"keyward_lease_age_seconds{kek="orders",version="0b"}"#, None),
+        (r#"keyward_lease_operation_age_seconds{kek="orders",version="0a"}"#, Some(2.5)),
+        (r#"keyward_lease_operation_age_seconds{kek="orders",version="0b"}"#, None),
+        (r#"keyward_lease_interval_seconds{kek="orders",version="0b"}"#, Some(30.0)),
         (r#"keyward_lease_state{kek="orders",version="0a",state="live"}"#, Some(1.0)),
         (r#"keyward_lease_state{kek="orders",version="0b",state="unproven"}"#, Some(1.0)),
     ] {

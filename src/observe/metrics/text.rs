@@ -216,6 +216,24 @@ fn lease_samples(page: &mut Page<'_>, leases: &[LeaseSample]) -> fmt::Result {
         }),
     )?;
     page.gauges(
+        "keyward_lease_operation_age_seconds",
+        "Time since the last private-key operation with a KEK version that succeeded, a canary's or \
+         a caller's; absent before the first proof",
+        leases.iter().filter_map(|lease| {
+            let (kek, version) = labels(lease);
+            Some(([("kek", kek), ("version", version)], lease.operation_age_seconds?))
+        }),
+    )?;
+    page.gauges(
+        "keyward_lease_interval_seconds",
+        "How long a proof of a KEK version is good for: the configured interval, or what the quota \
+         of a fleet's vault allows",
+        leases.iter().map(|lease| {
+            let (kek, version) = labels(lease);
+            ([("kek", kek), ("version", version)], lease.interval_seconds)
+        }),
+    )?;
+    page.gauges(
         "keyward_lease_state",
         "1, with the state of a KEK version's lease",
         leases.iter().map(|lease| {

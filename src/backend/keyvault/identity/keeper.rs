@@ -35,6 +35,7 @@ use tracing::{debug, warn};
 use super::{super::vault::VaultUrl, TokenSource};
 use crate::{
     backend::jitter,
+    clock::now,
     error::{Error, Reason},
     secret::Secret,
 };
@@ -301,11 +302,6 @@ impl fmt::Debug for Keeper {
 fn text(secret: &Secret) -> Result<String, Error> {
     String::from_utf8(secret.expose().to_vec())
         .map_err(|_| Error::new(Reason::BackendMisconfigured, "the token is no text"))
-}
-
-/// Tokio's clock, so that tests can turn it.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! relied upon.
 //!
 //! A [`Lease`] is granted when the version has proven itself, by a private-key operation
-//! on its backend and by its attributes, and renewed each time that it does so again.
+//! on its backend and by its attributes, and renewed each time that it does so again, or
+//! where that is dear ([`fleet`]) by its attributes alone for a while.
 //! Whoever releases a DEK checks it twice: before the backend is asked, and again before
 //! the DEK is handed out. Both checks are one atomic load and a comparison.
 //!
@@ -22,6 +23,8 @@
 //! another one. So an unwrap that began before a revocation holds an ended lease, and
 //! is not answered after it, whatever happened meanwhile. A lease that nobody renews
 //! lapses by itself.
+
+pub mod fleet;
 
 use std::{
     sync::{
@@ -71,6 +74,8 @@ pub struct Lease {
     id: u64,
     /// When the proof that it rests on was asked for, in ms since [`EPOCH`].
     proven_at: AtomicU64,
+    /// When the last private-key operation was asked for that succeeded, likewise.
+    operated_at: AtomicU64,
     /// The moment, in ms since [`EPOCH`], until which it is good, times two, plus one in
     /// an outage; [`ENDED`] once it ended. This word alone decides.
     until: AtomicU64,
@@ -102,13 +107,14 @@ fn span(duration: Duration) -> u64 {
 }
 
 impl Lease {
-    /// A lease on a proof that was asked for at `proven_at`.
+    /// A lease on a proof by an operation that was asked for at `proven_at`.
     pub fn grant(proven_at: Instant, terms: Terms) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let proven_at = millis(proven_at);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             proven_at: AtomicU64::new(proven_at),
+            operated_at: AtomicU64::new(proven_at),
             until: AtomicU64::new((proven_at + span(terms.interval)) << 1),
         })
     }
@@ -124,6 +130,18 @@ impl Lease {
         let proven_at = millis(proven_at);
         self.proven_at.fetch_max(proven_at, Ordering::Relaxed);
         self.set((proven_at + span(terms.interval)) << 1)
+    }
+
+    /// A private-key operation succeeded that was asked for at `at`. By itself that renews
+    /// nothing: it shows that the key works, not what its attributes say.
+    pub fn operated(&self, at: Instant) {
+        self.operated_at.fetch_max(millis(at), Ordering::Relaxed);
+    }
+
+    /// How long ago the last operation was asked for that succeeded.
+    pub fn since_operation(&self, now: Instant) -> Duration {
+        let operated_at = self.operated_at.load(Ordering::Relaxed);
+        Duration::from_millis(millis(now).saturating_sub(operated_at))
     }
 
     /// The backend could not be asked. What is cached may be released for the grace.
@@ -175,10 +193,27 @@ pub fn renew_in(age: Duration, terms: Terms, jitter: f64) -> Duration {
     terms.interval.mul_f64(0.55 + 0.2 * jitter.clamp(0.0, 1.0)).saturating_sub(age)
 }
 
-/// How long to wait before a backend that could not be asked is asked again.
-pub fn retry_in(terms: Terms, jitter: f64) -> Duration {
-    let pause = (terms.interval / 20).clamp(Duration::from_millis(50), Duration::from_secs(1));
+/// The longest pause before a backend that could not be asked is asked again: a quarter of
+/// the interval where others ask it too, so that a fleet does not keep down what comes up
+/// again; otherwise a second.
+pub fn patience(terms: Terms, shared: bool) -> Duration {
+    match shared {
+        true => terms.interval / 4,
+        false => first_pause(terms),
+    }
+}
+
+/// How long to wait before a backend that could not be asked is asked again, after so many
+/// `failures` before this one: each pause is twice as long as the one before, and none
+/// longer than `patience`.
+pub fn retry_in(terms: Terms, failures: u32, patience: Duration, jitter: f64) -> Duration {
+    let first = first_pause(terms);
+    let pause = first.saturating_mul(1 << failures.min(16)).min(patience.max(first));
     pause.mul_f64(0.8 + 0.4 * jitter.clamp(0.0, 1.0))
+}
+
+fn first_pause(terms: Terms) -> Duration {
+    (terms.interval / 20).clamp(Duration::from_millis(50), Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -230,8 +265,32 @@ mod tests {
         }
         assert_eq!(renew_in(Duration::from_secs(60), TERMS, 0.0), Duration::ZERO);
         let soon = Terms { interval: Duration::from_secs(1), ..TERMS };
-        assert!(retry_in(soon, 0.0) >= Duration::from_millis(40));
-        assert!(retry_in(TERMS, 1.0) <= Duration::from_millis(1200));
+        let alone =
+            |terms, failures, jitter| retry_in(terms, failures, patience(terms, false), jitter);
+        assert!(alone(soon, 0, 0.0) >= Duration::from_millis(40));
+        for failures in [0, 1, 100] {
+            assert!(alone(TERMS, failures, 1.0) <= Duration::from_millis(1200));
+        }
+    }
+
+    #[test]
+    fn a_backend_that_others_ask_too_is_asked_less_and_less_often() {
+        let pause = |failures| retry_in(TERMS, failures, patience(TERMS, true), 0.5);
+        assert_eq!(pause(0), Duration::from_secs(1));
+        assert_eq!(pause(2), Duration::from_secs(4));
+        assert_eq!(pause(u32::MAX), TERMS.interval / 4);
+    }
+
+    #[test]
+    fn operations_are_remembered_by_the_latest() {
+        let start = Instant::now();
+        let lease = Lease::grant(start, TERMS);
+        lease.operated(after(start, 20.0));
+        lease.operated(after(start, 10.0));
+        assert_eq!(lease.since_operation(after(start, 25.0)), Duration::from_secs(5));
+        assert!(lease.renew(after(start, 25.0), TERMS));
+        assert_eq!(lease.since_operation(after(start, 25.0)), Duration::from_secs(5));
+        assert_eq!(lease.standing(after(start, 56.0)), Standing::Lapsed { outage: false });
     }
 
     #[derive(Clone, Debug)]

@@ -1,10 +1,21 @@
-//! `keyward bench` against a real sidecar and a real token.
+//! `keyward bench` against a real sidecar, and a real token or a fake managed HSM.
 
 use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 
-use super::served::{KEK, Served};
+use super::{
+    home::{Home, on_each_home},
+    served::{KEK, Served},
+};
+
+on_each_home! {
+    blocking:
+        a_hot_run_has_figures_floors_ratios_and_a_page,
+        a_boot_fetches_every_dek_once_by_stream_or_singly,
+        an_open_loop_keeps_its_rate_and_a_comparison_finds_a_regression,
+        what_cannot_be_measured_is_a_failure_with_a_reason;
+}
 
 /// Runs a bench that must succeed and returns its JSON.
 fn bench(served: &Served, args: &[&str]) -> Value {
@@ -14,7 +25,7 @@ fn bench(served: &Served, args: &[&str]) -> Value {
 }
 
 fn path(served: &Served, name: &str) -> (PathBuf, String) {
-    let path = served.token.dir.path().join(name);
+    let path = served.dir().join(name);
     let text = path.to_string_lossy().into_owned();
     (path, text)
 }
@@ -37,23 +48,30 @@ fn assert_sane(run: &Value) {
     assert!(answers > 0 && number(run, "/operations") > 0.0);
 }
 
-#[test]
-fn a_hot_run_has_figures_floors_ratios_and_a_page() {
-    let served = Served::start();
+fn a_hot_run_has_figures_floors_ratios_and_a_page(home: Home) {
+    let served = Served::start_on(home);
     let config = served.config_file().to_string_lossy().into_owned();
     let (page, page_path) = path(&served, "report.html");
     let args = ["hot", "--kek", KEK, "--callers", "4", "--seconds", "1", "--warm-up", "100ms"];
-    let more = ["--config", &config, "--key", KEK, "--html", &page_path];
-    let run = bench(&served, &[&args[..], &more].concat());
+    // What is behind a vault's network is no floor.
+    let device = home == Home::SoftHsm;
+    let of_device = if device { &["--config", &config, "--key", KEK][..] } else { &[] };
+    let run = bench(&served, &[&args[..], of_device, &["--html", &page_path]].concat());
     assert_sane(&run);
     assert_eq!((&run["scenario"], &run["schema"]), (&"hot".into(), &"keyward-bench/1".into()));
-    assert_eq!(run["subject"]["algorithm"], "RSA-OAEP");
+    assert_eq!(run["subject"]["algorithm"], served.house.algorithm());
     for ratio in ["p50_to_ping_pong_p50", "p50_to_echo_p50", "throughput_to_echo"] {
         assert!(number(&run, &format!("/ratios/{ratio}")) > 0.0);
     }
-    // What is cached does not wait for the device.
-    assert!(number(&run, "/ratios/p50_to_decrypt_p50") > 0.0, "{run}");
-    for floor in ["ping_pong", "echo", "decrypt"] {
+    let floors: &[&str] = match device {
+        true => {
+            // What is cached does not wait for the device.
+            assert!(number(&run, "/ratios/p50_to_decrypt_p50") > 0.0, "{run}");
+            &["ping_pong", "echo", "decrypt"]
+        }
+        false => &["ping_pong", "echo"],
+    };
+    for floor in floors {
         for when in ["before", "after"] {
             assert!(number(&run, &format!("/floors/{floor}/{when}/latency_us/p50")) > 0.0);
         }
@@ -61,16 +79,16 @@ fn a_hot_run_has_figures_floors_ratios_and_a_page() {
     let page = fs::read_to_string(page).expect("a page");
     assert_eq!(page.matches("<svg").count(), 2);
     assert!(page.contains("Latency by percentile") && page.contains("Throughput over time"));
-    assert!(page.contains("device, after") && page.ends_with("</html>\n"));
-    let drafts = fs::read_dir(served.token.dir.path()).expect("a directory");
+    assert_eq!(page.contains("device, after"), device);
+    assert!(page.ends_with("</html>\n"));
+    let drafts = fs::read_dir(served.dir()).expect("a directory");
     let names = drafts.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let names: Vec<_> = names.collect();
     assert!(names.iter().all(|name| !name.ends_with(".new")), "{names:?}");
 }
 
-#[test]
-fn a_boot_fetches_every_dek_once_by_stream_or_singly() {
-    let served = Served::start();
+fn a_boot_fetches_every_dek_once_by_stream_or_singly(home: Home) {
+    let served = Served::start_on(home);
     for unary in [&[][..], &["--unary"]] {
         let args = ["boot", "--kek", KEK, "--deks", "200", "--callers", "16", "--no-floors"];
         let run = bench(&served, &[&args[..], unary].concat());
@@ -84,9 +102,8 @@ fn a_boot_fetches_every_dek_once_by_stream_or_singly() {
     }
 }
 
-#[test]
-fn an_open_loop_keeps_its_rate_and_a_comparison_finds_a_regression() {
-    let served = Served::start();
+fn an_open_loop_keeps_its_rate_and_a_comparison_finds_a_regression(home: Home) {
+    let served = Served::start_on(home);
     let (baseline, baseline_path) = path(&served, "baseline.json");
     let args = ["mixed", "--kek", KEK, "--deks", "20", "--rate", "200", "--callers", "8"];
     let how = ["--seconds", "1", "--warm-up", "100ms", "--no-floors"];
@@ -121,8 +138,18 @@ fn a_backend_is_measured_alone_and_a_set_that_runs_out_is_told() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_a_failure_with_a_reason() {
-    let served = Served::start();
+fn a_vault_is_not_measured_from_here_and_what_is_instead_is_said() {
+    let served = Served::prepare_on(Home::ManagedHsm);
+    let config = served.config_file().to_string_lossy().into_owned();
+    let refused = served.call(&["bench", "cold", "--config", &config, "--key", KEK], b"");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("cannot be measured from here"), "{said}");
+    assert!(said.contains("fix: measure the sidecar"), "{said}");
+}
+
+fn what_cannot_be_measured_is_a_failure_with_a_reason(home: Home) {
+    let served = Served::start_on(home);
     let nobody = served.refused(&["bench", "hot", "--kek", "nobody", "--seconds", "1"], b"");
     assert_eq!(nobody, "KEK_NOT_FOUND");
     let (_, missing) = path(&served, "no/such/page.html");

@@ -5,26 +5,40 @@ use std::{env, os::unix::fs::PermissionsExt, path::Path, process::Command};
 use prost::Message as _;
 
 use super::{
-    served::{KEK, Served, own_uid, read, run_with_input},
+    home::{Home, on_each_home},
+    served::{FIRST, KEK, KEYWARD, Served, own_uid, read, run_with_input},
     token::{self, LABEL, PIN},
 };
 
+on_each_home! {
+    blocking:
+        what_is_wrapped_unwraps,
+        a_context_is_bound,
+        a_generated_dek_unwraps_and_no_two_are_alike,
+        a_dek_moves_to_the_new_version_and_old_ones_still_unwrap,
+        keys_are_created_through_our_own_command_and_cannot_leave,
+        an_aes_kek_wraps_in_the_backend,
+        a_python_client_that_knows_only_the_proto_unwraps_a_dek,
+        mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else,
+        an_operator_purges_what_is_cached_and_nobody_else_does;
+    asynchronous: a_program_purges_over_a_client_that_carried_deks_itself;
+}
+
 const DEK: &[u8; 32] = b"0123456789abcdef0123456789ABCDEF";
 
-#[test]
-fn what_is_wrapped_unwraps() {
-    let served = Served::start();
+fn what_is_wrapped_unwraps(home: Home) {
+    let served = Served::start_on(home);
     let wrapped = served.ok(&["wrap", "--kek", KEK], DEK);
     assert_eq!(served.ok(&["unwrap"], &wrapped), DEK);
     let message = keyward::wire::WrappedDek::decode(&wrapped[..]).expect("a WrappedDek");
-    assert_eq!((message.kek.as_str(), message.version.as_str()), (KEK, "0a"));
+    let current = served.current_version().expect("a version");
+    assert_eq!((message.kek.as_str(), message.version), (KEK, current));
     assert_eq!(message.ciphertext.len(), 256);
     assert_eq!(message.kek_fingerprint.len(), 32);
 }
 
-#[test]
-fn a_context_is_bound() {
-    let served = Served::start();
+fn a_context_is_bound(home: Home) {
+    let served = Served::start_on(home);
     let ours = served.file("ours", b"tenant 7").to_string_lossy().into_owned();
     let theirs = served.file("theirs", b"tenant 8").to_string_lossy().into_owned();
     let wrapped = served.ok(&["wrap", "--kek", KEK, "--context-file", &ours], DEK);
@@ -36,10 +50,9 @@ fn a_context_is_bound() {
     assert_eq!(served.ok(&["unwrap", "--context-file", &ours], &rewrapped), DEK);
 }
 
-#[test]
-fn a_generated_dek_unwraps_and_no_two_are_alike() {
-    let served = Served::start();
-    let out = served.token.dir.path().join("wrapped").to_string_lossy().into_owned();
+fn a_generated_dek_unwraps_and_no_two_are_alike(home: Home) {
+    let served = Served::start_on(home);
+    let out = served.dir().join("wrapped").to_string_lossy().into_owned();
     let mut seen = Vec::new();
     for length in ["16", "32", "64", "64"] {
         let dek =
@@ -57,32 +70,25 @@ fn a_generated_dek_unwraps_and_no_two_are_alike() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
-#[test]
-fn a_dek_moves_to_the_new_version_and_old_ones_still_unwrap() {
-    let served = Served::start();
+fn a_dek_moves_to_the_new_version_and_old_ones_still_unwrap(home: Home) {
+    let served = Served::start_on(home);
     let old = served.ok(&["wrap", "--kek", KEK], DEK);
     assert_eq!(served.ok(&["rewrap"], &old), old, "it is under the current version already");
-    served.add_version("0b");
-    let current = || {
-        let shown = served.ok(&["kek", "show", "--json", KEK], b"");
-        let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
-        shown["current_version"].as_str().map(str::to_owned)
-    };
+    let second = served.add_version("0b");
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while current().as_deref() != Some("0b") {
+    while served.current_version().as_ref() != Some(&second) {
         assert!(std::time::Instant::now() < until, "the new version is not found");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     let new = served.ok(&["rewrap"], &old);
     let message = keyward::wire::WrappedDek::decode(&new[..]).expect("a WrappedDek");
-    assert_eq!(message.version, "0b");
+    assert_eq!(message.version, second);
     assert_eq!(served.ok(&["unwrap"], &new), DEK);
     assert_eq!(served.ok(&["unwrap"], &old), DEK);
 }
 
-#[test]
-fn keys_are_created_through_our_own_command_and_cannot_leave() {
-    let served = Served::prepare();
+fn keys_are_created_through_our_own_command_and_cannot_leave(home: Home) {
+    let served = Served::prepare_on(home);
     let config = served.config_file().to_string_lossy().into_owned();
     let key = |args: &[&str]| {
         let args =
@@ -108,9 +114,8 @@ fn keys_are_created_through_our_own_command_and_cannot_leave() {
     assert_eq!(wrong_size.status.code(), Some(2));
 }
 
-#[test]
-fn an_aes_kek_wraps_in_the_token() {
-    let mut served = Served::prepare();
+fn an_aes_kek_wraps_in_the_backend(home: Home) {
+    let mut served = Served::prepare_on(home);
     let config = served.config_file().to_string_lossy().into_owned();
     let create = ["key", "create", "--config", &config, "--type", "aes", "--size", "256", "vault"];
     served.ok(&create, b"");
@@ -135,7 +140,7 @@ fn an_aes_kek_wraps_in_the_token() {
 #[test]
 fn openssl_wraps_what_we_unwrap_and_pkcs11_tool_unwraps_what_we_wrap() {
     let served = Served::start();
-    let dir = served.token.dir.path();
+    let dir = served.dir();
     let pem = dir.join("kek.pem").to_string_lossy().into_owned();
     served.ok(&["kek", "show", KEK, "--public-key-out", &pem], b"");
     let mut openssl = Command::new("openssl");
@@ -148,7 +153,7 @@ fn openssl_wraps_what_we_unwrap_and_pkcs11_tool_unwraps_what_we_wrap() {
     let ours = served.ok(&["wrap", "--raw", "--kek", KEK], DEK);
     let ciphertext = served.file("ciphertext", &ours).to_string_lossy().into_owned();
     let plaintext = dir.join("plaintext").to_string_lossy().into_owned();
-    served.token.pkcs11_tool_user(&[
+    served.token().pkcs11_tool_user(&[
         "--decrypt",
         "--mechanism",
         "RSA-PKCS-OAEP",
@@ -157,7 +162,7 @@ fn openssl_wraps_what_we_unwrap_and_pkcs11_tool_unwraps_what_we_wrap() {
         "--mgf",
         "MGF1-SHA1",
         "--id",
-        "0a",
+        FIRST,
         "--input-file",
         &ciphertext,
         "--output-file",
@@ -167,11 +172,10 @@ fn openssl_wraps_what_we_unwrap_and_pkcs11_tool_unwraps_what_we_wrap() {
     let _the_token_is = (LABEL, PIN);
 }
 
-#[test]
-fn a_python_client_that_knows_only_the_proto_unwraps_a_dek() {
+fn a_python_client_that_knows_only_the_proto_unwraps_a_dek(home: Home) {
     let python = env::var_os("KEYWARD_TEST_PYTHON")
         .expect("KEYWARD_TEST_PYTHON names a Python with grpcio; `make test` makes it");
-    let served = Served::start();
+    let served = Served::start_on(home);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/unwrap.py");
     let context = served.file("context", b"tenant 7");
     let context = context.to_string_lossy().into_owned();
@@ -192,10 +196,9 @@ fn a_python_client_that_knows_only_the_proto_unwraps_a_dek() {
     assert!(stderr.contains("CIPHERTEXT_INVALID"), "{stderr}");
 }
 
-#[test]
-fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else() {
-    let mut served = Served::prepare();
-    let dir = served.token.dir.path().to_path_buf();
+fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else(home: Home) {
+    let mut served = Served::prepare_on(home);
+    let dir = served.dir().to_path_buf();
     let ours = dir.join("tls").to_string_lossy().into_owned();
     let strangers = dir.join("strangers").to_string_lossy().into_owned();
     for at in [&ours, &strangers] {
@@ -228,7 +231,7 @@ fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else() 
             "5s",
         ];
         let args = [verb, &tls].concat();
-        let mut command = served.token.command(super::served::KEYWARD);
+        let mut command = served.house.command(KEYWARD);
         run_with_input(command.args(&args), input)
     };
     let wrapped = over_tls(&["wrap", "--kek", KEK], &ours, DEK);
@@ -243,9 +246,8 @@ fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else() 
     assert!(stderr.contains("policy"), "{stderr}");
 }
 
-#[test]
-fn an_operator_purges_what_is_cached_and_nobody_else_does() {
-    let mut served = Served::prepare();
+fn an_operator_purges_what_is_cached_and_nobody_else_does(home: Home) {
+    let mut served = Served::prepare_on(home);
     let refuse = |served: &Served, args: &[&str]| {
         assert_eq!(served.refused(args, b""), "PERMISSION_DENIED", "{args:?}");
     };
@@ -288,9 +290,8 @@ fn an_operator_purges_what_is_cached_and_nobody_else_does() {
     assert_eq!(served.ok(&["unwrap"], &wrapped), DEK, "the KEK stays as it is");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_program_purges_over_a_client_that_carried_deks_itself() {
-    let mut served = Served::prepare();
+async fn a_program_purges_over_a_client_that_carried_deks_itself(home: Home) {
+    let mut served = Served::prepare_on(home);
     served.configure(|config| config.replace("\"describe\"]", "\"describe\", \"purge\"]"));
     served.serve();
     let client = served.client();

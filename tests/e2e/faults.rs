@@ -2,7 +2,6 @@
 //! load, without a restart.
 
 use std::{
-    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,7 +12,14 @@ use std::{
 use keyward::{client::Error, secret::Secret};
 use tokio::task::JoinSet;
 
-use super::served::{KEK, Served};
+use super::{
+    home::{Home, on_each_home},
+    served::{FIRST, KEK, Served},
+};
+
+on_each_home! {
+    asynchronous: the_backend_goes_away_under_load_and_comes_back;
+}
 
 const DEK: [u8; 32] = [0x42; 32];
 
@@ -53,9 +59,8 @@ impl Met {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_token_goes_away_under_load_and_comes_back() {
-    let served = Served::start();
+async fn the_backend_goes_away_under_load_and_comes_back(home: Home) {
+    let served = Served::start_on(home);
     let client = served.client();
     let dek = Secret::copy_of(&DEK);
     let cached = client.wrap(KEK, &dek, b"").await.expect("a wrapped DEK");
@@ -84,19 +89,18 @@ async fn the_token_goes_away_under_load_and_comes_back() {
     }
     hits.wait_for_good(20, &served).await;
     misses.wait_for_good(5, &served).await;
-    let away = served.token.dir.path().join("away");
-    fs::rename(served.token.storage(), &away).expect("the token goes away");
+    served.house.take_away();
     // Four lease intervals, so that nothing but the grace lets hits through.
     tokio::time::sleep(Duration::from_secs(4)).await;
     hits.wait_for_good(100, &served).await;
-    fs::rename(&away, served.token.storage()).expect("the token comes back");
+    served.house.bring_back();
     misses.wait_for_good(20, &served).await;
     hits.wait_for_good(100, &served).await;
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = load.join_next().await {
         ended.expect("no caller saw a wrong answer");
     }
-    assert!(misses.unreachable.load(Ordering::Relaxed) > 0, "the token was never away");
+    assert!(misses.unreachable.load(Ordering::Relaxed) > 0, "the backend was never away");
     assert_eq!(hits.unreachable.load(Ordering::Relaxed), 0, "what is cached was refused");
 }
 
@@ -106,10 +110,10 @@ async fn a_key_that_is_deleted_and_made_again_is_another_key() {
     let client = served.client();
     let dek = Secret::copy_of(&DEK);
     let wrapped = client.wrap(KEK, &dek, b"").await.expect("a wrapped DEK");
-    served.delete_version("0a");
+    served.delete_version(FIRST);
     let gone = client.unwrap(&wrapped, b"").await.expect_err("the key is gone");
     assert!(["KEK_VERSION_NOT_FOUND", "KEK_NOT_FOUND"].contains(&gone.reason()), "{gone}");
-    served.add_version("0a");
+    served.add_version(FIRST);
     let until = Instant::now() + Duration::from_secs(10);
     let renewed = loop {
         match client.wrap(KEK, &dek, b"").await {

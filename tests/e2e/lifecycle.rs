@@ -7,7 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::served::{KEK, Served};
+use super::{
+    home::{Home, on_each_home},
+    served::{KEK, Served},
+};
+
+on_each_home! {
+    blocking:
+        sigterm_lets_calls_finish_and_leaves_nothing_behind,
+        a_second_instance_refuses_and_a_killed_ones_socket_is_taken_over,
+        the_supervisor_is_told_when_it_is_ready_and_when_it_stops,
+        a_kek_that_is_not_there_yet_keeps_it_up_but_not_ready;
+}
 
 #[test]
 fn an_algorithm_that_the_token_lacks_is_found_out_and_the_setting_named() {
@@ -21,8 +32,8 @@ fn an_algorithm_that_the_token_lacks_is_found_out_and_the_setting_named() {
 #[test]
 fn what_keeps_it_from_starting_is_said_with_its_cure() {
     let served = Served::prepare();
-    let module = served.token.module.to_string_lossy().into_owned();
-    let pin = served.token.pin_file.clone();
+    let module = served.token().module.to_string_lossy().into_owned();
+    let pin = served.token().pin_file.clone();
     let text = served.file("text.so", b"no library").to_string_lossy().into_owned();
 
     served.configure(|config| config.replace(&module, "/nonexistent/module.so"));
@@ -54,9 +65,8 @@ fn three_mistakes_in_the_file_are_told_at_once() {
     assert!(said.matches("keyward.toml:").count() >= 3, "{said}");
 }
 
-#[test]
-fn sigterm_lets_calls_finish_and_leaves_nothing_behind() {
-    let mut served = Served::start();
+fn sigterm_lets_calls_finish_and_leaves_nothing_behind(home: Home) {
+    let mut served = Served::start_on(home);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let client = runtime.block_on(async { served.client() });
     let load = runtime.spawn(async move {
@@ -77,9 +87,8 @@ fn sigterm_lets_calls_finish_and_leaves_nothing_behind() {
     assert!(!served.socket().exists());
 }
 
-#[test]
-fn a_second_instance_refuses_and_a_killed_ones_socket_is_taken_over() {
-    let mut served = Served::start();
+fn a_second_instance_refuses_and_a_killed_ones_socket_is_taken_over(home: Home) {
+    let mut served = Served::start_on(home);
     let output = served.call(&["serve", "--config", &served.config_file().to_string_lossy()], b"");
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -94,10 +103,9 @@ fn a_second_instance_refuses_and_a_killed_ones_socket_is_taken_over() {
     served.serve();
 }
 
-#[test]
-fn the_supervisor_is_told_when_it_is_ready_and_when_it_stops() {
-    let served = Served::prepare();
-    let path = served.token.dir.path().join("notify");
+fn the_supervisor_is_told_when_it_is_ready_and_when_it_stops(home: Home) {
+    let served = Served::prepare_on(home);
+    let path = served.dir().join("notify");
     let supervisor = UnixDatagram::bind(&path).expect("a socket");
     supervisor.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     let log = fs::File::create(served.log_file()).expect("a log");
@@ -121,11 +129,13 @@ fn the_supervisor_is_told_when_it_is_ready_and_when_it_stops() {
     served.configure(|config| config);
 }
 
-#[test]
-fn a_kek_that_is_not_there_yet_keeps_it_up_but_not_ready() {
-    let mut served = Served::prepare();
+fn a_kek_that_is_not_there_yet_keeps_it_up_but_not_ready(home: Home) {
+    let mut served = Served::prepare_on(home);
+    let algorithm = served.house.algorithm();
     served.configure(|config| {
-        config + "\n[[kek]]\nname = \"later\"\nbackend = \"hsm\"\nalgorithm = \"RSA-OAEP\"\n"
+        format!(
+            "{config}\n[[kek]]\nname = \"later\"\nbackend = \"hsm\"\nalgorithm = \"{algorithm}\"\n"
+        )
     });
     served.spawn();
     let until = Instant::now() + Duration::from_secs(20);
@@ -137,7 +147,7 @@ fn a_kek_that_is_not_there_yet_keeps_it_up_but_not_ready() {
     served.ok(&["wrap", "--kek", KEK], &[7; 32]);
     assert_eq!(served.refused(&["wrap", "--kek", "later"], &[7; 32]), "KEK_NOT_FOUND");
     assert!(!served.is_ready());
-    served.token.generate_rsa(2048, "later", "01");
+    served.house.make("later", "01");
     let until = Instant::now() + Duration::from_secs(20);
     while !served.is_ready() {
         assert!(Instant::now() < until, "{}", served.log());

@@ -1,12 +1,12 @@
 //! The binary, a real token, real clients: what a user of the product meets.
 //!
-//! Each test starts `keyward serve` as a process of its own on a fresh SoftHSM token.
+//! Each test starts `keyward serve` as a process of its own, on a fresh SoftHSM token or a
+//! fake vault of its own. What does not depend on a KEK's home is tested at two (`home`).
 
 #[path = "../support/token.rs"]
 #[allow(dead_code)]
 mod token;
 #[path = "../support/azure.rs"]
-#[allow(dead_code)]
 mod vaults;
 
 #[allow(dead_code)]
@@ -18,7 +18,9 @@ mod bad_input;
 mod bench;
 mod commands;
 mod faults;
+mod home;
 mod lifecycle;
+mod load;
 mod revocation;
 mod served;
 mod watched;

@@ -1,4 +1,5 @@
-//! A sidecar process on a token, and the commands that talk to it.
+//! A sidecar process with a KEK at home on a token or in a fake vault, and the commands that
+//! talk to it.
 
 use std::{
     fs,
@@ -12,44 +13,83 @@ use std::{
 
 use keyward::client::{Client, Endpoint};
 
-use super::token::{LABEL, TestToken};
+use super::{
+    home::{Home, House},
+    keyvault::FakeVault,
+    token::TestToken,
+    vaults::Azure,
+};
 
 pub const KEYWARD: &str = env!("CARGO_BIN_EXE_keyward");
 pub const KEK: &str = "orders";
 
-/// A token, a configuration for it, and a sidecar if one was started.
+/// The first version of the KEK on a token.
+pub const FIRST: &str = "0a";
+
+/// A home of a KEK, a configuration for it, and a sidecar if one was started.
 pub struct Served {
-    pub token: TestToken,
+    pub house: House,
+    /// What the sidecar and the commands have in their environment.
+    pub environment: Vec<(&'static str, String)>,
     sidecar: Option<Child>,
 }
 
 impl Served {
     /// A token with one RSA key and a configuration that serves it to us.
     pub fn prepare() -> Self {
-        let token = TestToken::softhsm();
-        token.generate_rsa(2048, KEK, "0a");
-        let served = Self { token, sidecar: None };
+        Self::prepare_on(Home::SoftHsm)
+    }
+
+    /// The same, with the key at another home.
+    pub fn prepare_on(home: Home) -> Self {
+        Self::prepare_in(House::new(home))
+    }
+
+    pub fn prepare_in(house: House) -> Self {
+        house.make(KEK, FIRST);
+        let served = Self { house, environment: Vec::new(), sidecar: None };
         served.configure(|config| config);
         served
     }
 
     /// As [`Self::prepare`], with a sidecar that is ready.
     pub fn start() -> Self {
-        let mut served = Self::prepare();
+        Self::start_on(Home::SoftHsm)
+    }
+
+    /// As [`Self::prepare_on`], with a sidecar that is ready.
+    pub fn start_on(home: Home) -> Self {
+        let mut served = Self::prepare_on(home);
         served.serve();
         served
     }
 
+    pub fn token(&self) -> &TestToken {
+        self.house.token()
+    }
+
+    pub fn azure(&self) -> &Azure {
+        self.house.azure()
+    }
+
+    pub fn fake(&self) -> &FakeVault {
+        &self.azure().fake
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.house.dir()
+    }
+
     pub fn config_file(&self) -> PathBuf {
-        self.token.dir.path().join("keyward.toml")
+        self.dir().join("keyward.toml")
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.token.dir.path().join("k.sock")
+        self.dir().join("k.sock")
     }
 
     pub fn log_file(&self) -> PathBuf {
-        self.token.dir.path().join("log")
+        self.dir().join("log")
     }
 
     pub fn log(&self) -> String {
@@ -64,20 +104,14 @@ impl Served {
 socket = "{socket}"
 drain = "3s"
 
-[backend.hsm]
-type = "pkcs11"
-module = "{module}"
-token = "{LABEL}"
-pin_file = "{pin}"
-sessions = 2
-
+{backend}
 [lease]
 interval = "1s"
 
 [[kek]]
 name = "{KEK}"
 backend = "hsm"
-algorithm = "RSA-OAEP"
+algorithm = "{algorithm}"
 
 [[policy]]
 who = ["uid:{uid}"]
@@ -85,8 +119,8 @@ may = ["wrap", "unwrap", "generate", "rewrap", "describe"]
 kek = ["*"]
 "#,
             socket = self.socket().display(),
-            module = self.token.module.display(),
-            pin = self.token.pin_file.display(),
+            backend = self.house.section("hsm"),
+            algorithm = self.house.algorithm(),
             uid = own_uid(),
         );
         fs::write(self.config_file(), change(config)).expect("a file");
@@ -137,7 +171,8 @@ kek = ["*"]
     /// The whole answer to a request over HTTP.
     pub fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin()).expect("a connection");
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("a request");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .expect("a request");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         answer
@@ -164,10 +199,11 @@ kek = ["*"]
         }
     }
 
-    /// A `keyward` command that sees the token.
+    /// A `keyward` command that sees the token, if there is one.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.token.command(KEYWARD);
+        let mut command = self.house.command(KEYWARD);
         command.args(args).env("KEYWARD_SOCKET", self.socket());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -211,19 +247,26 @@ kek = ["*"]
         Client::new(&Endpoint::unix(self.socket())).expect("a client")
     }
 
-    /// Another version of the KEK, made by another tool.
-    pub fn add_version(&self, id: &str) {
-        self.token.generate_rsa(2048, KEK, id);
+    /// The version of the KEK that wraps now.
+    pub fn current_version(&self) -> Option<String> {
+        let shown = self.ok(&["kek", "show", "--json", KEK], b"");
+        let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+        shown["current_version"].as_str().map(str::to_owned)
+    }
+
+    /// Another version of the KEK, made by another tool. Returns its name.
+    pub fn add_version(&self, id: &str) -> String {
+        self.house.make(KEK, id)
     }
 
     pub fn delete_version(&self, id: &str) {
         for kind in ["privkey", "pubkey"] {
-            self.token.pkcs11_tool_user(&["--delete-object", "--type", kind, "--id", id]);
+            self.token().pkcs11_tool_user(&["--delete-object", "--type", kind, "--id", id]);
         }
     }
 
     pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
-        let path = self.token.dir.path().join(name);
+        let path = self.dir().join(name);
         fs::write(&path, content).expect("a file");
         path
     }

@@ -1,4 +1,4 @@
-//! Metrics and health over HTTP, of a real sidecar on a real token.
+//! Metrics and health over HTTP, of a real sidecar on a real token or a fake managed HSM.
 
 use std::{
     net::TcpListener,
@@ -8,15 +8,18 @@ use std::{
 
 use keyward::secret::Secret;
 
-use super::served::{KEK, Served};
+use super::{
+    home::{Home, on_each_home},
+    served::{KEK, Served},
+};
 
-/// Has the kernel choose the admin port.
-fn start() -> Served {
-    start_with(|config| config)
+on_each_home! {
+    blocking: metrics_tell_what_the_sidecar_and_the_backend_did;
 }
 
-fn start_with(change: impl FnOnce(String) -> String) -> Served {
-    let mut served = Served::prepare();
+/// Has the kernel choose the admin port.
+fn start(home: Home, change: impl FnOnce(String) -> String) -> Served {
+    let mut served = Served::prepare_on(home);
     served.configure(|config| {
         change(config.replace("[server]", "[server]\nadmin = \"127.0.0.1:0\""))
     });
@@ -24,9 +27,8 @@ fn start_with(change: impl FnOnce(String) -> String) -> Served {
     served
 }
 
-#[test]
-fn metrics_tell_what_the_sidecar_and_the_token_did() {
-    let served = start();
+fn metrics_tell_what_the_sidecar_and_the_backend_did(home: Home) {
+    let served = start(home, |config| config);
     let wrapped = served.ok(&["wrap", "--kek", KEK], &[7; 32]);
     served.ok(&["unwrap"], &wrapped);
     let answer = served.get("/metrics");
@@ -47,7 +49,8 @@ fn metrics_tell_what_the_sidecar_and_the_token_did() {
 #[test]
 fn refusals_are_all_counted_and_their_lines_are_bounded() {
     const REFUSALS: u64 = 500;
-    let served = start_with(|config| config.replace(r#"kek = ["*"]"#, r#"kek = ["orders"]"#));
+    let served =
+        start(Home::SoftHsm, |config| config.replace(r#"kek = ["*"]"#, r#"kek = ["orders"]"#));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let began = Instant::now();
     let took = runtime.expect("a runtime").block_on(async {

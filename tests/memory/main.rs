@@ -6,6 +6,9 @@
 //! also has the registers of all threads. It does not see what the kernel or the clients
 //! keep, nor shorter pieces than half a DEK.
 
+#[path = "../e2e/home.rs"]
+#[allow(dead_code, unused_imports, unused_macros)]
+mod home;
 #[path = "../support/pki.rs"]
 #[allow(dead_code)]
 mod pki;
@@ -15,6 +18,12 @@ mod served;
 #[path = "../support/token.rs"]
 #[allow(dead_code)]
 mod token;
+
+#[allow(dead_code)]
+#[path = "../support/keyvault/mod.rs"]
+mod keyvault;
+#[path = "../support/azure.rs"]
+mod vaults;
 
 mod scanner;
 mod traffic;
@@ -61,7 +70,7 @@ impl Sidecar {
         let config = served.config_file().to_string_lossy().into_owned();
         let aes = ["key", "create", "--config", &config, "--type", "aes", "--size", "256", AES_KEK];
         served.ok(&aes, b"");
-        let pki = Pki::new(&served.token.dir.path().join("pki"));
+        let pki = Pki::new(&served.dir().join("pki"));
         let keyward::server::TlsFiles { certificate, key, client_ca } = pki.server();
         let files: TlsFiles = pki.client("node", vec![pki::uri(NODE)]);
         let [tcp, admin] = free_addresses();
@@ -96,7 +105,7 @@ impl Sidecar {
 
     /// The sidecar lives on: a scan only looks.
     fn scan(&self, sought: &[Sought]) -> Vec<Copies> {
-        let found = scan(self.served.pid(), sought, self.served.token.dir.path());
+        let found = scan(self.served.pid(), sought, self.served.dir());
         let (ready, log) = (self.served.is_ready(), self.served.log());
         assert!(ready, "the sidecar does not answer after a scan; it said\n{log}");
         found

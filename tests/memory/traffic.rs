@@ -184,7 +184,7 @@ pub fn random() -> Vec<u8> {
 impl Served {
     /// `dek` wrapped under the KEK, as another tool does it.
     fn wrap_outside(&self, dek: &[u8]) -> Vec<u8> {
-        let pem = self.token.dir.path().join("kek.pem").to_string_lossy().into_owned();
+        let pem = self.dir().join("kek.pem").to_string_lossy().into_owned();
         self.ok(&["kek", "show", KEK, "--public-key-out", &pem], b"");
         let mut openssl = std::process::Command::new("openssl");
         openssl.args(["pkeyutl", "-encrypt", "-pubin", "-inkey", &pem]);

@@ -1,4 +1,6 @@
-//! A fake vault and a backend of ours that may use it.
+//! A fake vault and a backend of ours that may use it. Each test file uses a part of it.
+
+#![allow(dead_code)]
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -8,6 +10,9 @@ use crate::keyvault::{
     self, FakeVault,
     access::{Principal, Role},
 };
+
+/// The application's secret.
+pub const SECRET: &str = "a secret that opens vaults";
 
 /// A vault, an application that may do everything in it, and its secret.
 pub struct Azure {
@@ -23,8 +28,13 @@ impl Azure {
             Service::KeyVault => keyvault::Settings::premium(),
             Service::ManagedHsm => keyvault::Settings::managed_hsm(),
         };
-        let fake = FakeVault::start(keyvault::Settings { throttled: false, ..settings });
-        let app = fake.add_app("a secret");
+        Self::start_as(service, keyvault::Settings { throttled: false, ..settings })
+    }
+
+    /// With these settings. Where access policies decide, the application has none yet.
+    pub fn start_as(service: Service, settings: keyvault::Settings) -> Self {
+        let fake = FakeVault::start(settings);
+        let app = fake.add_app(SECRET);
         fake.grant(&app, Role::CryptoOfficer);
         Self { fake, app, service }
     }
@@ -37,6 +47,28 @@ impl Azure {
         path
     }
 
+    /// A section of a configuration: the vault as the backend of this name, asked as the
+    /// application with this secret.
+    pub fn section(&self, name: &str, secret: &str) -> String {
+        format!(
+            r#"
+[backend.{name}]
+type = "{kind}"
+vault = "{vault}"
+authority = "{authority}"
+ca = "{ca}"
+identity = {{ kind = "secret", tenant_id = "{tenant}", client_id = "{client}", secret_file = "{secret}" }}
+"#,
+            kind = self.service.as_str(),
+            vault = self.fake.url(),
+            authority = self.fake.authority(),
+            ca = self.fake.ca().display(),
+            tenant = self.fake.tenant(),
+            client = self.app.client_id,
+            secret = self.file("secret", secret).display(),
+        )
+    }
+
     pub fn settings(&self) -> Settings {
         Settings {
             name: "azure".into(),
@@ -45,7 +77,7 @@ impl Azure {
             identity: Identity::Secret {
                 tenant: self.fake.tenant().into(),
                 client: self.app.client_id.clone(),
-                file: self.file("secret", "a secret\n"),
+                file: self.file("secret", &format!("{SECRET}\n")),
             },
             authority: self.fake.authority(),
             ca: Some(self.fake.ca()),

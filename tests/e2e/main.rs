@@ -23,4 +23,6 @@ mod lifecycle;
 mod load;
 mod revocation;
 mod served;
+mod states;
+mod vault_states;
 mod watched;

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use keyward::{
 use tokio::{task::JoinSet, time::sleep};
 
 pub const DEK: [u8; 32] = [0x42; 32];
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One call of a caller.
 pub struct Call {
@@ -60,23 +61,51 @@ pub type Calls = BTreeMap<Caller, Vec<Call>>;
 
 /// Callers at work.
 pub struct Load {
-    stop: Arc<AtomicBool>,
+    now: Arc<Now>,
     callers: JoinSet<(Caller, Vec<Call>)>,
+}
+
+/// How the work goes.
+#[derive(Default)]
+struct Now {
+    stop: AtomicBool,
+    good: AtomicUsize,
+    bad: AtomicUsize,
 }
 
 impl Load {
     pub fn start(client: &Client, who: impl IntoIterator<Item = Caller>) -> Self {
-        let (stop, mut callers) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
+        let (now, mut callers) = (Arc::new(Now::default()), JoinSet::new());
         for caller in who {
-            let (client, stop) = (client.clone(), Arc::clone(&stop));
-            callers.spawn(async move { (caller, caller.run(&client, &stop).await) });
+            let (client, now) = (client.clone(), Arc::clone(&now));
+            callers.spawn(async move { (caller, caller.run(&client, &now).await) });
         }
-        Self { stop, callers }
+        Self { now, callers }
+    }
+
+    /// Waits for as many answers with a DEK as twice the callers: only one of each can be to
+    /// a call that began before this.
+    pub async fn served(&self) {
+        self.more(&self.now.good).await;
+    }
+
+    /// The same, for refusals.
+    pub async fn refused(&self) {
+        self.more(&self.now.bad).await;
+    }
+
+    async fn more(&self, count: &AtomicUsize) {
+        let wanted = count.load(Ordering::Relaxed) + 2 * self.callers.len();
+        let until = Instant::now() + PATIENCE;
+        while count.load(Ordering::Relaxed) < wanted {
+            assert!(Instant::now() < until, "there is no load");
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Has them stop, and returns what they met.
     pub async fn end(mut self) -> Calls {
-        self.stop.store(true, Ordering::Relaxed);
+        self.now.stop.store(true, Ordering::Relaxed);
         let mut calls = Calls::new();
         while let Some(caller) = self.callers.join_next().await {
             let (who, made) = caller.expect("no caller saw a wrong answer");
@@ -87,13 +116,13 @@ impl Load {
 }
 
 impl Caller {
-    async fn run(self, client: &Client, stop: &AtomicBool) -> Vec<Call> {
+    async fn run(self, client: &Client, now: &Now) -> Vec<Call> {
         let mut wrapped = wrap(client, self.kek).await.expect("the KEK can be used at first");
         if self.wants == Wants::Garbage {
             wrapped.ciphertext[7] ^= 1;
         }
         let mut calls = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
+        while !now.stop.load(Ordering::Relaxed) {
             if self.wants == Wants::Fresh {
                 // RSA wraps in software, to something else each time. Once the KEK is gone
                 // there is nothing new to ask for.
@@ -105,9 +134,11 @@ impl Caller {
             let (outcome, retry_after) = match answer {
                 Ok(dek) => {
                     assert!(dek.ct_eq(&DEK), "another's DEK");
+                    now.good.fetch_add(1, Ordering::Relaxed);
                     ("OK".to_owned(), None)
                 }
                 Err(error) => {
+                    now.bad.fetch_add(1, Ordering::Relaxed);
                     sleep(Duration::from_millis(20)).await;
                     (error.reason().to_owned(), error.retry_after())
                 }

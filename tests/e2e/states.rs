@@ -97,23 +97,25 @@ impl Scene {
         self.runtime.block_on(async {
             let load = Load::start(&self.client, callers());
             self.until(State::Serving, PATIENCE).await;
-            sleep(WATCHED).await;
+            load.served().await;
+            let steady = Instant::now();
+            load.served().await;
             let before = Instant::now();
             (row.happens)();
             let gone = Instant::now();
             let course = match row.expected {
-                Expected::Dark(_) => self.go_dark(row, gone).await,
-                Expected::Grace(_) => self.go_through_grace(row, gone).await,
+                Expected::Dark(_) => self.go_dark(row, &load, gone).await,
+                Expected::Grace(_) => self.go_through_grace(row, &load, gone).await,
             };
             let usable = self.usable();
             assert!(!usable, "{}: `kek show` still calls it usable", row.cause);
             let back = match row.mended {
-                Some(mend) => Some(self.come_back(mend).await),
+                Some(mend) => Some(self.come_back(mend, &load).await),
                 None => None,
             };
             let calls = load.end().await;
             let cause = row.cause;
-            assert_only(&outcomes(all(&calls), before - WATCHED / 2, before), &["OK"]);
+            assert_only(&outcomes(all(&calls), steady, before), &["OK"]);
             course.assert_held_off(&calls);
             match &row.expected {
                 Expected::Dark(reasons) => course.assert_dark(cause, &calls, reasons),
@@ -126,29 +128,31 @@ impl Scene {
         });
     }
 
-    async fn go_dark(&self, row: &Row<'_>, gone: Instant) -> Course {
+    async fn go_dark(&self, row: &Row<'_>, load: &Load, gone: Instant) -> Course {
         let dark = self.until(State::Dark, row.held_off + INTERVAL + SLACK).await;
+        load.refused().await;
         sleep(WATCHED).await;
         assert_eq!(self.state(), State::Dark, "{}: it stays so", row.cause);
         Course { gone, held_off: row.held_off, grace: None, dark, end: Instant::now() }
     }
 
-    async fn go_through_grace(&self, row: &Row<'_>, gone: Instant) -> Course {
+    async fn go_through_grace(&self, row: &Row<'_>, load: &Load, gone: Instant) -> Course {
         let grace = self.until(State::Grace, row.held_off + INTERVAL + SLACK).await;
         let left = (gone + row.held_off + INTERVAL + GRACE + SLACK) - Instant::now();
         let dark = self.until(State::Dark, left).await;
+        load.refused().await;
         sleep(WATCHED).await;
         assert_eq!(self.state(), State::Dark, "{}: it stays so", row.cause);
         Course { gone, held_off: row.held_off, grace: Some(grace), dark, end: Instant::now() }
     }
 
-    async fn come_back(&self, mend: &dyn Fn()) -> Back {
+    async fn come_back(&self, mend: &dyn Fn(), load: &Load) -> Back {
         mend();
         let mended = Instant::now();
         self.until(State::Serving, PATIENCE).await;
         self.serves_again().await;
         let again = Instant::now();
-        sleep(WATCHED).await;
+        load.served().await;
         assert_eq!(self.state(), State::Serving, "it stays so");
         assert!(self.usable(), "`kek show` does not call it usable");
         Back { mended, again, until: Instant::now() }
@@ -214,7 +218,7 @@ pub fn callers() -> impl Iterator<Item = Caller> {
     (0..6).map(|n| Caller {
         kek: KEK,
         wants: if n < 3 { Wants::Cached } else { Wants::Fresh },
-        rest: Duration::from_millis(if n < 3 { 10 } else { 30 }),
+        rest: Duration::from_millis(if n < 3 { 20 } else { 50 }),
     })
 }
 

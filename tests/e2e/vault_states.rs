@@ -14,7 +14,6 @@ use super::{
         access::{Permissions, Role},
         errors,
         faults::{Fault, On, Times, Tls},
-        message::Answer,
         operation::Operation,
         server::Place,
     },
@@ -53,29 +52,38 @@ impl Scene {
     }
 }
 
+/// Rows after one another, on a scene of their own, beside others: most of a row is waiting.
+fn side_by_side(halves: [&(dyn Fn(&Scene) + Sync); 2]) {
+    thread::scope(|scope| {
+        for rows in halves {
+            scope.spawn(move || rows(&Scene::start(House::new(Home::KeyVault))));
+        }
+    });
+}
+
+const AWAY: [&str; 1] = ["BACKEND_UNREACHABLE"];
+const REVOKED: [&str; 1] = ["KEK_REVOKED"];
 const GONE: [&str; 2] = ["KEK_NOT_FOUND", "KEK_VERSION_NOT_FOUND"];
 
 #[test]
 fn what_an_owner_does_to_the_key_makes_it_dark() {
-    let scene = Scene::start(House::new(Home::KeyVault));
-    let fake = scene.served.fake();
-    scene.dark("key disabled", &["KEK_DISABLED"], &|| fake.disable(KEK, ""), &|| {
-        fake.enable(KEK, "");
-    });
-    scene.dark("key deleted", &GONE, &|| fake.delete(KEK), &|| fake.recover(KEK));
-    // The vault would unwrap with it all the same.
-    scene.dark(
-        "key expired",
-        &["KEK_EXPIRED"],
-        &|| fake.set_validity(KEK, "", None, Some(1_000_000_000)),
-        &|| fake.set_validity(KEK, "", None, None),
-    );
-    scene.dark(
-        "unwrapKey removed from the key's operations",
-        &["KEK_DISABLED"],
-        &|| fake.set_ops(KEK, "", &["wrapKey"]),
-        &|| fake.set_ops(KEK, "", &["wrapKey", "unwrapKey"]),
-    );
+    let taken = |scene: &Scene| {
+        let fake = scene.served.fake();
+        let (enable, recover) = (|| fake.enable(KEK, ""), || fake.recover(KEK));
+        scene.dark("key disabled", &["KEK_DISABLED"], &|| fake.disable(KEK, ""), &enable);
+        scene.dark("key deleted", &GONE, &|| fake.delete(KEK), &recover);
+    };
+    let limited = |scene: &Scene| {
+        let fake = scene.served.fake();
+        let expires = |at| move || fake.set_validity(KEK, "", None, at);
+        // The vault would unwrap with it all the same.
+        let past = expires(Some(1_000_000_000));
+        scene.dark("key expired", &["KEK_EXPIRED"], &past, &expires(None));
+        let ops = |ops: &'static [&str]| move || fake.set_ops(KEK, "", ops);
+        let (without, with) = (ops(&["wrapKey"]), ops(&["wrapKey", "unwrapKey"]));
+        scene.dark("unwrapKey not among its operations", &["KEK_DISABLED"], &without, &with);
+    };
+    side_by_side([&taken, &limited]);
 }
 
 #[test]
@@ -111,16 +119,19 @@ fn a_key_that_is_purged_takes_its_deks_along_for_good() {
 
 #[test]
 fn what_an_owner_does_to_the_vault_makes_its_keys_dark() {
-    let scene = Scene::start(House::new(Home::KeyVault));
-    let (fake, app) = (scene.served.fake(), &scene.served.azure().app);
-    let refused = ["KEK_REVOKED"];
-    scene.dark("role removed", &refused, &|| fake.remove_role(app, Role::CryptoOfficer), &|| {
-        fake.grant(app, Role::CryptoOfficer)
-    });
-    let (open, recover) = (|| fake.open_network(), || fake.recover_vault());
-    scene.dark("firewall closed", &refused, &|| fake.close_firewall(), &open);
-    scene.dark("private links only", &refused, &|| fake.disable_public_access(), &open);
-    scene.dark("vault deleted", &GONE, &|| fake.delete_vault(), &recover);
+    let access = |scene: &Scene| {
+        let (fake, app) = (scene.served.fake(), &scene.served.azure().app);
+        let remove = || fake.remove_role(app, Role::CryptoOfficer);
+        scene.dark("role removed", &REVOKED, &remove, &|| fake.grant(app, Role::CryptoOfficer));
+        scene.dark("vault deleted", &GONE, &|| fake.delete_vault(), &|| fake.recover_vault());
+    };
+    let network = |scene: &Scene| {
+        let fake = scene.served.fake();
+        let open = || fake.open_network();
+        scene.dark("firewall closed", &REVOKED, &|| fake.close_firewall(), &open);
+        scene.dark("private links only", &REVOKED, &|| fake.disable_public_access(), &open);
+    };
+    side_by_side([&access, &network]);
 }
 
 #[test]
@@ -136,12 +147,12 @@ fn an_access_policy_that_is_taken_back_makes_its_keys_dark() {
     house.azure().fake.set_policy(&house.azure().app, &all);
     let scene = Scene::start(house);
     let (fake, app) = (scene.served.fake(), &scene.served.azure().app);
-    let (reasons, give) = (["KEK_REVOKED"], || fake.set_policy(app, &all));
-    scene.dark("access policy removed", &reasons, &|| fake.set_policy(app, &[]), &give);
+    let give = || fake.set_policy(app, &all);
+    scene.dark("access policy removed", &REVOKED, &|| fake.set_policy(app, &[]), &give);
     // What only an unwrap can see.
     scene.dark(
         "access policy without unwrapKey",
-        &reasons,
+        &REVOKED,
         &|| fake.set_policy(app, &[Get, List, ListVersions, Wrap]),
         &give,
     );
@@ -149,52 +160,53 @@ fn an_access_policy_that_is_taken_back_makes_its_keys_dark() {
 
 #[test]
 fn what_a_vault_answers_when_it_cannot_is_an_outage() {
-    let scene = Scene::start(House::new(Home::KeyVault));
-    let away = ["BACKEND_UNREACHABLE"];
-    let answers: [(&str, Answer); 4] = [
-        ("408", errors::request_timeout().answer()),
-        ("500", errors::internal().answer()),
-        ("503", errors::unavailable().answer()),
-        ("401 AKV10046", errors::unknown_signing_key("x").answer()),
-    ];
-    for (cause, answer) in answers {
-        scene.grace_on(cause, &away, &Fault::Answer(answer));
-    }
-    let busy = ["OVERLOADED", "BACKEND_UNREACHABLE"];
-    scene.grace_on("429", &busy, &Fault::Answer(errors::throttled(None).answer()));
+    let fails = |scene: &Scene| {
+        scene.grace_on("408", &AWAY, &Fault::Answer(errors::request_timeout().answer()));
+        scene.grace_on("500", &AWAY, &Fault::Answer(errors::internal().answer()));
+        scene.grace_on("503", &AWAY, &Fault::Answer(errors::unavailable().answer()));
+    };
+    let refuses = |scene: &Scene| {
+        let unknown_key = errors::unknown_signing_key("x").answer();
+        scene.grace_on("401 AKV10046", &AWAY, &Fault::Answer(unknown_key));
+        let busy = ["OVERLOADED", "BACKEND_UNREACHABLE"];
+        scene.grace_on("429", &busy, &Fault::Answer(errors::throttled(None).answer()));
+    };
+    side_by_side([&fails, &refuses]);
 }
 
 #[test]
 fn what_is_wrong_on_the_way_to_a_vault_is_an_outage() {
-    let scene = Scene::start(House::new(Home::KeyVault));
-    let away = ["BACKEND_UNREACHABLE"];
-    scene.grace_on("no answer", &away, &Fault::Hang);
-    scene.grace_on("connections reset", &away, &Fault::Reset);
-    scene.grace_on("answers cut short", &away, &Fault::Truncate);
-    scene.grace_on("answers that are no JSON", &away, &Fault::Body("<html>".into()));
+    let ends = |scene: &Scene| {
+        scene.grace_on("no answer", &AWAY, &Fault::Hang);
+        scene.grace_on("connections reset", &AWAY, &Fault::Reset);
+    };
+    let garbles = |scene: &Scene| {
+        scene.grace_on("answers cut short", &AWAY, &Fault::Truncate);
+        scene.grace_on("answers that are no JSON", &AWAY, &Fault::Body("<html>".into()));
+    };
+    side_by_side([&ends, &garbles]);
 }
 
 #[test]
 fn a_vault_to_which_there_is_no_connection_is_an_outage() {
-    let scene = Scene::start(House::new(Home::KeyVault));
-    let fake = scene.served.fake();
-    let away = ["BACKEND_UNREACHABLE"];
-    let wrong = |tls| {
-        move || {
-            fake.set_tls(tls);
-            fake.cut_connections(Place::Vault);
-        }
+    let another = |scene: &Scene| {
+        let fake = scene.served.fake();
+        let tls = |tls| {
+            move || {
+                fake.set_tls(tls);
+                fake.cut_connections(Place::Vault);
+            }
+        };
+        let right = tls(Tls::Right);
+        scene.grace("certificate of another host", &AWAY, &tls(Tls::WrongName), &right);
+        let unknown = tls(Tls::UnknownAuthority);
+        scene.grace("certificate of an unknown authority", &AWAY, &unknown, &right);
     };
-    scene.grace("another's certificate", &away, &wrong(Tls::WrongName), &wrong(Tls::Right));
-    scene.grace(
-        "certificate of an unknown authority",
-        &away,
-        &wrong(Tls::UnknownAuthority),
-        &wrong(Tls::Right),
-    );
-    scene.grace("connections refused", &away, &|| fake.take_offline(Place::Vault), &|| {
-        fake.bring_back(Place::Vault)
-    });
+    let nobody = |scene: &Scene| {
+        let house = &scene.served.house;
+        scene.grace("connections refused", &AWAY, &|| house.take_away(), &|| house.bring_back());
+    };
+    side_by_side([&another, &nobody]);
 }
 
 /// Where a name is looked up cannot be changed under a process without rights that a test
@@ -319,7 +331,7 @@ fn an_entra_that_cannot_be_reached_is_an_outage_once_the_held_token_ends() {
         cause: "no token to be had",
         happens: &once_a_token_is_held(&scene, || fake.take_offline(Place::Entra)),
         mended: Some(&|| fake.bring_back(Place::Entra)),
-        expected: Expected::Grace(&["BACKEND_UNREACHABLE"]),
+        expected: Expected::Grace(&AWAY),
         held_off: TOKEN_GOOD_FOR,
     });
 }

@@ -56,6 +56,7 @@ impl Azure {
 type = "{kind}"
 vault = "{vault}"
 authority = "{authority}"
+fleet = 1
 ca = "{ca}"
 identity = {{ kind = "secret", tenant_id = "{tenant}", client_id = "{client}", secret_file = "{secret}" }}
 "#,

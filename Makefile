@@ -13,7 +13,7 @@ demo: ## Keyward from nothing: install, build, wrap and unwrap a key with an HSM
 test: ## every test; ARGS="..." goes to cargo nextest and runs only those
 	@scripts/test.sh $(ARGS)
 
-test-interop: ## Azure's own Python and JavaScript SDKs against the fake vault of the tests
+test-interop: ## Azure's own Python and JavaScript SDKs against the fake vault, and with Keyward
 	@scripts/test-interop.sh
 
 memcheck: ## the tests of secret memory, under valgrind (part of make test)

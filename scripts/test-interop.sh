@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 #
 # test-interop.sh: runs Azure's own SDKs for Python and JavaScript against the fake vault
-# of the tests: what they wrap it unwraps, and back. Fetches them from their registries.
+# of the tests, and against a sidecar whose KEKs are in it: what they wrap the vault and
+# Keyward unwrap, and back. Fetches them from their registries.
 #
 # Refuses: to skip. What cannot be had is an error, and so is a check that does not run.
 # Invariants: the SDKs go to target/tools; the fake ends with this script, whatever
-# happens, because it ends with its standard input.
+# happens, because it ends with its standard input, and each sidecar with its step.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -50,7 +51,8 @@ js_sdk() {
     cp "$wanted" "$modules/stamp.json"
 }
 
-# against KIND: starts a fake and runs both SDKs against it, as two steps.
+# against KIND: starts a fake and runs both SDKs against it, and both together with
+# Keyward, as four steps.
 against() {
     local kind=$1 line options=(--kind "$1" --unthrottled)
     [ "$kind" = managed-hsm ] || options+=(--access-policies)
@@ -64,11 +66,16 @@ against() {
     done
     [ -n "${told[FAKE_URL]-}" ] || fail "the fake $kind did not start" "see above" \
         "run: cargo run --example keyward-fake-vault -- ${options[*]}"
-    local variables=("KIND=$kind") name
+    local variables=("KIND=$kind" "KEYWARD=$target_dir/debug/keyward" PYTHONDONTWRITEBYTECODE=1) name
     for name in "${!told[@]}"; do variables+=("$name=${told[$name]}"); done
-    step "the Python SDK and the fake $kind" env "${variables[@]}" "$venv/bin/python" $here/check.py
-    step "the JavaScript SDK and the fake $kind" env "${variables[@]}" \
-        NODE_EXTRA_CA_CERTS="${told[FAKE_CA]}" NODE_PATH="$modules/node_modules" node $here/check.js
+    variables+=("NODE_EXTRA_CA_CERTS=${told[FAKE_CA]}" "NODE_PATH=$modules/node_modules")
+    local python="$venv/bin/python" beside="$here/sidecar.py"
+    step "the Python SDK and the fake $kind" env "${variables[@]}" "$python" $here/check.py
+    step "the JavaScript SDK and the fake $kind" env "${variables[@]}" node $here/check.js
+    step "the Python SDK and Keyward on the fake $kind" env "${variables[@]}" \
+        "$python" $beside "$python" $here/keyward.py
+    step "the JavaScript SDK and Keyward on the fake $kind" env "${variables[@]}" \
+        "$python" $beside node $here/keyward.js
     local input=${FAKE[1]} process=$FAKE_PID
     exec {input}>&-
     wait "$process"
@@ -76,7 +83,7 @@ against() {
 
 python_sdk
 js_sdk
-cargo build --locked --example keyward-fake-vault
+cargo build --locked --bin keyward --example keyward-fake-vault
 against premium
 against managed-hsm
 judge "make test-interop"

@@ -1,5 +1,6 @@
 //! What a sidecar leaves in its memory of the DEKs that went through it: after their
-//! connections closed, after their time, and after a purge, nothing that root can read.
+//! connections closed, after their time, and after a purge, nothing that root can read. Nor
+//! of the tokens that it asks a vault with, once they are replaced.
 //!
 //! A real sidecar on a real token; a scanner in a process of its own, run by root, looks
 //! for each DEK and for each half of it through all memory and through a core dump, which
@@ -27,6 +28,7 @@ mod vaults;
 
 mod scanner;
 mod traffic;
+mod vaulted;
 
 use std::{
     env,
@@ -50,7 +52,7 @@ use tonic::transport::{self, Channel, Uri};
 use pki::Pki;
 use scanner::{Copies, Sought, scan};
 use served::{Served, own_uid};
-use traffic::{AES_KEK, Traffic, WAYS, random};
+use traffic::{Keks, ON_TOKEN, Traffic, WAYS, random};
 
 const NODE: &str = "spiffe://example.org/node/1";
 /// Connections that [`Traffic`] opens.
@@ -68,7 +70,8 @@ impl Sidecar {
     fn start(server: &str, rest: &str) -> Self {
         let mut served = Served::prepare();
         let config = served.config_file().to_string_lossy().into_owned();
-        let aes = ["key", "create", "--config", &config, "--type", "aes", "--size", "256", AES_KEK];
+        let aes =
+            ["key", "create", "--config", &config, "--type", "aes", "--size", "256", ON_TOKEN.aes];
         served.ok(&aes, b"");
         let pki = Pki::new(&served.dir().join("pki"));
         let keyward::server::TlsFiles { certificate, key, client_ca } = pki.server();
@@ -81,10 +84,11 @@ impl Sidecar {
                  {server}\n"
             );
             let rest = format!(
-                "[[kek]]\nname = \"{AES_KEK}\"\nbackend = \"hsm\"\nalgorithm = \"A256KWP\"\n\
+                "[[kek]]\nname = \"{}\"\nbackend = \"hsm\"\nalgorithm = \"A256KWP\"\n\
                  [[policy]]\nwho = [{NODE:?}]\nmay = [\"wrap\", \"unwrap\", \"generate\"]\nkek = [\"*\"]\n\
                  [[policy]]\nwho = [\"uid:{}\"]\nmay = [\"purge\"]\nkek = [\"*\"]\n\
                  {rest}",
+                ON_TOKEN.aes,
                 own_uid()
             );
             // Leases outlast the time for which the scanner has the sidecar stand still.
@@ -97,10 +101,10 @@ impl Sidecar {
     }
 
     /// Sends DEKs every way, over connections that stay open.
-    async fn traffic(&self) -> Traffic {
+    async fn traffic(&self, keks: Keks) -> Traffic {
         let uds = || self.served.client();
         let tls = || Client::new(&self.tls).expect("a client");
-        Traffic::run(&self.served, &[("uds", &uds), ("tls", &tls)]).await
+        Traffic::run(&self.served, keks, &[("uds", &uds), ("tls", &tls)]).await
     }
 
     /// The sidecar lives on: a scan only looks.
@@ -201,7 +205,12 @@ fn the_scanner_sees_a_planted_secret() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_leaves_nothing_though_connections_and_streams_are_open() {
     let sidecar = Sidecar::start("", "");
-    let mut traffic = sidecar.traffic().await;
+    let mut traffic = sidecar.traffic(ON_TOKEN).await;
+    assert_a_purge_leaves_nothing(&sidecar, &traffic).await;
+    traffic.ask_again().await;
+}
+
+async fn assert_a_purge_leaves_nothing(sidecar: &Sidecar, traffic: &Traffic) {
     // What living connections hold shows that the scanner sees into this very sidecar.
     let found = sidecar.scan(&traffic.sought);
     for way in ["uds", "tls"].iter().flat_map(|name| WAYS.map(|way| format!("{name}-{way}"))) {
@@ -219,13 +228,12 @@ async fn a_purge_leaves_nothing_though_connections_and_streams_are_open() {
     let deks = traffic.cached.len() as u64;
     assert_eq!(purged, PurgeCacheResponse { deks, connections: CARRIERS, left_open: 0 });
     assert_none("after a purge", &found);
-    traffic.ask_again().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cached_is_in_protected_memory_only() {
     let sidecar = Sidecar::start("", "");
-    let mut traffic = sidecar.traffic().await;
+    let mut traffic = sidecar.traffic(ON_TOKEN).await;
     sidecar.until("keyward_connections", CARRIERS).await;
     traffic.disconnect();
     sidecar.until("keyward_connections", 0).await;
@@ -252,15 +260,21 @@ async fn what_is_cached_is_in_protected_memory_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_leaves_nothing_though_clients_are_connected() {
+    let sidecar = Sidecar::start(SHORT.0, SHORT.1);
+    let mut traffic = sidecar.traffic(ON_TOKEN).await;
+    assert_time_leaves_nothing(&sidecar, &traffic).await;
+    traffic.ask_again().await;
+}
+
+/// Connections and DEKs that do not last.
+const SHORT: (&str, &str) = ("connection_age = \"2s\"", "[cache]\nttl = \"2s\"\nidle = \"2s\"\n");
+
+async fn assert_time_leaves_nothing(sidecar: &Sidecar, traffic: &Traffic) {
     const TTL: Duration = Duration::from_secs(2);
     const AGE: Duration = Duration::from_secs(2);
-    let sidecar =
-        Sidecar::start("connection_age = \"2s\"", "[cache]\nttl = \"2s\"\nidle = \"2s\"\n");
-    let mut traffic = sidecar.traffic().await;
     sleep(TTL + AGE).await;
     let found = sidecar.scan(&traffic.sought);
     assert_none("after TTL and connection age", &found);
     // Memory that the scanner cannot read is empty too.
     sidecar.until("keyward_cache_entries", 0).await;
-    traffic.ask_again().await;
 }

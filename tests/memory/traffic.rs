@@ -15,8 +15,15 @@ use super::{
     served::{KEK, Served, run_with_input},
 };
 
-/// An AES key.
-pub const AES_KEK: &str = "vault";
+/// The KEKs that DEKs go under: an RSA key for RSA-OAEP, and an AES key, whose every
+/// operation is the backend's.
+pub struct Keks {
+    pub rsa: &'static str,
+    pub aes: &'static str,
+}
+
+/// Those on the token.
+pub const ON_TOKEN: Keks = Keks { rsa: KEK, aes: "vault" };
 /// Ways that a DEK goes, each over a connection of its own.
 pub const WAYS: [&str; 5] = ["wrap", "generate", "unwrap", "stream", "aes"];
 const CALLERS: usize = 8;
@@ -26,6 +33,7 @@ const STREAM_WITHIN: Duration = Duration::from_secs(170);
 
 /// Connections that carried DEKs, and what those were.
 pub struct Traffic {
+    keks: Keks,
     pub sought: Vec<Sought>,
     /// What was unwrapped, hence is cached.
     pub cached: Vec<WrappedDek>,
@@ -37,18 +45,19 @@ impl Traffic {
     /// Wraps, generates and unwraps over a connection of its own for each direction, by
     /// calls and by a stream, to each of `targets`, which are named for messages. Each
     /// direction has DEKs of its own. Every connection, and every stream, is left open.
-    pub async fn run(served: &Served, targets: &[(&str, &dyn Fn() -> Client)]) -> Self {
+    pub async fn run(served: &Served, keks: Keks, targets: &[(&str, &dyn Fn() -> Client)]) -> Self {
         let (sought, cached, clients, streams) = Default::default();
-        let mut traffic = Self { sought, cached, clients, streams };
+        let mut traffic = Self { keks, sought, cached, clients, streams };
         for (name, connect) in targets {
             let [wrap, generate, unwrap, stream, aes] = [(); 5].map(|()| connect());
             traffic.wrap(&format!("{name}-wrap"), &wrap).await;
-            traffic.generate(&format!("{name}-generate"), &generate).await;
+            traffic.generate(&format!("{name}-generate"), traffic.keks.rsa, &generate).await;
             let wrapped = traffic.unknown(served, format!("{name}-unwrap"));
             unwrap_by_calls(&unwrap, &wrapped).await;
             let wrapped = traffic.unknown(served, format!("{name}-stream"));
             traffic.streams.push(unwrap_by_stream(&stream, &wrapped).await);
             traffic.wrap_and_unwrap_by_aes(&format!("{name}-aes"), &aes).await;
+            traffic.generate(&format!("{name}-aes-generate"), traffic.keks.aes, &aes).await;
             traffic.clients.extend([wrap, generate, unwrap, stream, aes]);
         }
         traffic
@@ -76,20 +85,20 @@ impl Traffic {
     }
 
     async fn wrap(&mut self, name: &str, client: &Client) {
-        let dek = random();
+        let (dek, kek) = (random(), self.keks.rsa);
         together(|| {
             let (client, dek) = (client.clone(), Secret::copy_of(&dek));
-            async move { drop(client.wrap(KEK, &dek, b"").await.expect("a wrapped DEK")) }
+            async move { drop(client.wrap(kek, &dek, b"").await.expect("a wrapped DEK")) }
         })
         .await;
         self.sought.push(Sought { name: name.to_owned(), bytes: dek });
     }
 
     /// Of what is generated, which is different each time, the last for each caller.
-    async fn generate(&mut self, name: &str, client: &Client) {
+    async fn generate(&mut self, name: &str, kek: &'static str, client: &Client) {
         let generated = together(|| {
             let client = client.clone();
-            async move { client.generate(KEK, 32, b"").await.expect("a DEK").0 }
+            async move { client.generate(kek, 32, b"").await.expect("a DEK").0 }
         });
         for (caller, dek) in generated.await.into_iter().enumerate() {
             let bytes = dek.expose().to_vec();
@@ -97,12 +106,11 @@ impl Traffic {
         }
     }
 
-    /// By a KEK whose every operation is done by the module.
     async fn wrap_and_unwrap_by_aes(&mut self, name: &str, client: &Client) {
-        let dek = random();
+        let (dek, kek) = (random(), self.keks.aes);
         let wrapped = together(|| {
             let (client, dek) = (client.clone(), Secret::copy_of(&dek));
-            async move { client.wrap(AES_KEK, &dek, b"").await.expect("a wrapped DEK") }
+            async move { client.wrap(kek, &dek, b"").await.expect("a wrapped DEK") }
         });
         let wrapped = wrapped.await.remove(0);
         unwrap_by_calls(client, &wrapped).await;
@@ -113,11 +121,11 @@ impl Traffic {
     /// A DEK that the sidecar has not seen, wrapped by another tool.
     fn unknown(&mut self, served: &Served, name: String) -> WrappedDek {
         let dek = random();
-        let ciphertext = served.wrap_outside(&dek);
+        let (version, ciphertext) = served.wrap_outside(self.keks.rsa, &dek);
         self.sought.push(Sought { name, bytes: dek });
         let wrapped = WrappedDek {
-            kek: KEK.into(),
-            version: "0a".into(),
+            kek: self.keks.rsa.into(),
+            version,
             algorithm: Algorithm::RsaOaep.into(),
             ciphertext,
             kek_fingerprint: Vec::new(),
@@ -182,15 +190,19 @@ pub fn random() -> Vec<u8> {
 }
 
 impl Served {
-    /// `dek` wrapped under the KEK, as another tool does it.
-    fn wrap_outside(&self, dek: &[u8]) -> Vec<u8> {
+    /// `dek` wrapped under the current version of a KEK, as another tool does it, and that
+    /// version.
+    pub fn wrap_outside(&self, kek: &str, dek: &[u8]) -> (String, Vec<u8>) {
         let pem = self.dir().join("kek.pem").to_string_lossy().into_owned();
-        self.ok(&["kek", "show", KEK, "--public-key-out", &pem], b"");
+        self.ok(&["kek", "show", kek, "--public-key-out", &pem], b"");
+        let shown = self.ok(&["kek", "show", kek, "--json"], b"");
+        let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+        let version = shown["current_version"].as_str().expect("a version").to_owned();
         let mut openssl = std::process::Command::new("openssl");
         openssl.args(["pkeyutl", "-encrypt", "-pubin", "-inkey", &pem]);
         openssl.args(["-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1"]);
         let output = run_with_input(&mut openssl, dek);
         assert!(output.status.success(), "{output:?}");
-        output.stdout
+        (version, output.stdout)
     }
 }

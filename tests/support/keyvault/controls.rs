@@ -359,6 +359,11 @@ impl FakeVault {
         self.world.gates.of(place).cut();
     }
 
+    /// How many connections there are.
+    pub fn open_connections(&self, place: Place) -> usize {
+        self.world.gates.of(place).connections()
+    }
+
     /// What TLS does to those who connect to the vault from now on. Connections that there
     /// are live on, unless they are cut.
     pub fn set_tls(&self, tls: Tls) {

@@ -176,13 +176,15 @@ fn token(world: &World, asked: &Asked) -> Result<Answer, No> {
     let lifetime = directory.token_lifetime;
     let now = world.clock.now();
     let claims = access::claims(&app.principal, audience, TENANT, now, lifetime);
+    let token = world.signer.sign(&claims);
+    world.record.issued(&token);
     Ok(Answer::json(
         200,
         &json!({
             "token_type": "Bearer",
             "expires_in": lifetime,
             "ext_expires_in": lifetime,
-            "access_token": world.signer.sign(&claims),
+            "access_token": token,
         }),
     ))
 }

@@ -47,7 +47,12 @@ impl Gate {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Changes when the connections of now are to be cut.
+    /// Connections that there are.
+    pub fn connections(&self) -> usize {
+        self.cuts.receiver_count()
+    }
+
+    /// Changes when the connections of now are to be cut. Each has one.
     pub fn cuts(&self) -> watch::Receiver<u64> {
         self.cuts.subscribe()
     }

@@ -1,4 +1,5 @@
-//! What was asked, for tests to look at: counters for ever, and the last requests.
+//! What was asked, for tests to look at: counters for ever, the last requests, and the
+//! tokens that were given out.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -34,6 +35,7 @@ pub struct Seen {
 pub struct Record {
     counts: Mutex<BTreeMap<(Operation, u16), u64>>,
     seen: Mutex<VecDeque<Seen>>,
+    tokens: Mutex<Vec<String>>,
     connections: AtomicU64,
 }
 
@@ -45,6 +47,16 @@ impl Record {
 
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Notes a token that an application was given.
+    pub fn issued(&self, token: &str) {
+        self.tokens.lock().unwrap().push(token.to_owned());
+    }
+
+    /// Tokens of applications, oldest first.
+    pub fn tokens(&self) -> Vec<String> {
+        self.tokens.lock().unwrap().clone()
     }
 
     pub fn add(&self, seen: Seen) {
@@ -72,7 +84,7 @@ impl Record {
         self.seen.lock().unwrap().iter().cloned().collect()
     }
 
-    /// Forgets requests; connections are counted on.
+    /// Forgets requests; connections are counted on, and tokens kept.
     pub fn reset(&self) {
         self.counts.lock().unwrap().clear();
         self.seen.lock().unwrap().clear();

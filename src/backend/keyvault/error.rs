@@ -170,6 +170,24 @@ pub(super) fn judge(asked: Asked, answer: &Answer) -> Verdict {
     Verdict::Settled(error.with_detail(answer.detail()))
 }
 
+/// What an answer to an unwrap, or to a request of ours with a version, is taken for, and
+/// whether the ciphertext is suspected. From its bytes, for the fuzz target, which knows
+/// nothing but them.
+#[doc(hidden)]
+pub fn read_and_judge<'h>(
+    unwrap: bool,
+    status: u16,
+    body: &[u8],
+    header: impl Fn(&'static str) -> Option<&'h str>,
+) -> (Error, bool) {
+    let asked = if unwrap { Asked::Unwrap } else { Asked::Version };
+    let patience = retry_after(&header);
+    match judge(asked, &Answer::read(status, body, header("www-authenticate"), patience)) {
+        Verdict::Settled(error) => (error, false),
+        Verdict::Suspect(error) => (error, true),
+    }
+}
+
 fn refused() -> Error {
     Error::new(Reason::BackendMisconfigured, "the vault does not take what the sidecar asks")
         .with_fix("see whether `type`, `vault` and the KEK's `algorithm` fit the vault and the key")

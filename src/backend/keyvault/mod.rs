@@ -36,6 +36,8 @@ use async_trait::async_trait;
 use azure_core::http::Url;
 use azure_security_keyvault_keys::models::EncryptionAlgorithm;
 
+#[doc(hidden)]
+pub use error::read_and_judge;
 pub use settings::{Identity, Service, Settings, UserAssigned, WrapAt};
 pub use vault::{VaultUrl, is_key_name};
 

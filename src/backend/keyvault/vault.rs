@@ -110,13 +110,13 @@ impl VaultUrl {
 
     /// The version that `kid` names, if it is one of the key `name` in this vault. Azure
     /// does not tell the case of names apart.
-    pub(super) fn version_in(&self, kid: &str, name: &str) -> Option<VersionId> {
+    pub fn version_in(&self, kid: &str, name: &str) -> Option<VersionId> {
         let (found, version) = self.key_in(kid)?;
         found.eq_ignore_ascii_case(name).then_some(version?)
     }
 
     /// The key and the version, if there is one, that `kid` names in this vault.
-    pub(super) fn key_in<'k>(&self, kid: &'k str) -> Option<(&'k str, Option<VersionId>)> {
+    pub fn key_in<'k>(&self, kid: &'k str) -> Option<(&'k str, Option<VersionId>)> {
         let rest = kid.strip_prefix("https://")?;
         let (authority, path) = rest.split_once('/')?;
         let (host, port) = split_port(authority)?;

@@ -13,7 +13,7 @@
 //!
 //! With `N` sidecars, `r` units for a look at every KEK of the backend, `c` for an operation
 //! with every version, and `a` units in a second for all leases together, a round every
-//! [`PERIOD`] of the interval needs
+//! `PERIOD` of the interval needs
 //!
 //! ```text
 //! an operation in every round:   interval >= N (r + c) / (PERIOD a)

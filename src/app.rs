@@ -6,7 +6,7 @@
 //! disabled: other KEKs must be served all the same, so those leave the sidecar up, not
 //! ready, and trying; what is proven by then is kept so (`engine::prove`).
 
-use std::{fmt, pin::pin, sync::Arc, time::Duration};
+use std::{fmt, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use sd_notify::NotifyState;
@@ -24,6 +24,7 @@ use crate::{
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec},
     error::{Error, Reason},
+    kept::Revocations,
     observe::{self, Metrics},
     secret::{self, Protection, SlabError},
     server::{self, Served, SetupError},
@@ -109,8 +110,10 @@ async fn run(config: Config) -> Result<(), StartError> {
         backends.into_iter().map(|backend| Metered::over(backend, &metrics)).collect();
     let keks = kek_specs(&config.keks, &backends);
     let cache = Arc::new(build_cache(&config.cache)?);
-    let engine = Engine::new(keks, config.cache.terms, cache, Arc::clone(&metrics));
+    let revocations = revocations(config.state.as_deref())?;
+    let engine = Engine::new(keks, config.cache.terms, cache, revocations, Arc::clone(&metrics));
     let engine = Arc::new(engine);
+    engine.revoke_as_recorded().map_err(|error| no_state(&error))?;
     engine.be_watched();
     let policy = Arc::new(ArcSwap::from_pointee(config.policy));
     let (ready, is_ready) = watch::channel(false);
@@ -154,6 +157,22 @@ async fn run(config: Config) -> Result<(), StartError> {
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// What outlasts a restart. Without a directory nothing does, which is a choice, but one to
+/// be told of.
+fn revocations(state: Option<&Path>) -> Result<Revocations, StartError> {
+    match state {
+        Some(state) => Revocations::open(state).map_err(|error| no_state(&error)),
+        None => {
+            warn!("no `state` directory: a KEK that is revoked would be back after a restart");
+            Ok(Revocations::unkept())
+        }
+    }
+}
+
+fn no_state(error: &Error) -> StartError {
+    StartError::of("cannot tell which KEKs were revoked".to_owned(), error)
 }
 
 /// Warns if connections could use up the open files. Not a reason to refuse: callers are

@@ -34,6 +34,8 @@ pub mod kek;
 
 // rank 2: recorders
 #[cfg(feature = "server")]
+pub mod kept;
+#[cfg(feature = "server")]
 pub mod observe;
 
 // rank 3: the seam

@@ -37,6 +37,10 @@ pub enum Op {
     Describe,
     /// Wipe the cached DEKs of a KEK. For operators.
     Purge,
+    /// Take a KEK away until it is restored. For operators.
+    Revoke,
+    /// Give a revoked KEK back. For operators.
+    Restore,
 }
 
 /// How loudly an operation is recorded.
@@ -70,7 +74,7 @@ pub struct OpSpec {
 }
 
 /// The table.
-pub const OPS: [OpSpec; 6] = [
+pub const OPS: [OpSpec; 8] = [
     OpSpec {
         op: Op::Wrap,
         name: "wrap",
@@ -114,6 +118,22 @@ pub const OPS: [OpSpec; 6] = [
     OpSpec {
         op: Op::Purge,
         name: "purge",
+        deadline: SECONDS_30,
+        idempotent: true,
+        carries_dek: false,
+        audit: Audit::Always,
+    },
+    OpSpec {
+        op: Op::Revoke,
+        name: "revoke",
+        deadline: SECONDS_30,
+        idempotent: true,
+        carries_dek: false,
+        audit: Audit::Always,
+    },
+    OpSpec {
+        op: Op::Restore,
+        name: "restore",
         deadline: SECONDS_30,
         idempotent: true,
         carries_dek: false,
@@ -163,6 +183,6 @@ mod tests {
             assert_eq!(spec.op.spec().name, spec.name);
             assert_eq!(Op::from_name(spec.name), Some(spec.op));
         }
-        assert_eq!(Op::from_name("revoke"), None);
+        assert_eq!(Op::from_name("reload"), None);
     }
 }

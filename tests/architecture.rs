@@ -25,6 +25,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     ("envelope", 1, &["secret", "error", "op", "kek"]),
     // recorders
     ("observe", 2, &["error", "op", "auth"]),
+    ("kept", 2, &["error", "kek"]),
     // the seam
     ("backend", 3, &["clock", "secret", "error", "kek", "observe"]),
     // around it
@@ -37,8 +38,8 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         "engine",
         5,
         &[
-            "clock", "secret", "error", "op", "kek", "auth", "envelope", "observe", "backend",
-            "cache", "carriers", "guard", "lease",
+            "clock", "secret", "error", "op", "kek", "auth", "envelope", "observe", "kept",
+            "backend", "cache", "carriers", "guard", "lease",
         ],
     ),
     // edges
@@ -65,7 +66,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         7,
         &[
             "config", "server", "engine", "backend", "cache", "observe", "auth", "kek", "secret",
-            "error", "clock", "alloc",
+            "kept", "error", "clock", "alloc",
         ],
     ),
     (

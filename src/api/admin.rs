@@ -9,10 +9,13 @@ use tracing::error;
 use super::{Api, Call, on_record};
 use crate::{
     auth::Permit,
-    engine::Purged,
+    engine::{Purged, Revoked},
     error::{Error, Reason},
     op::Op,
-    wire::{self, PurgeCacheRequest, PurgeCacheResponse},
+    wire::{
+        self, PurgeCacheRequest, PurgeCacheResponse, RestoreKekRequest, RestoreKekResponse,
+        RevokeKekRequest, RevokeKekResponse,
+    },
 };
 
 /// The same for who may purge nothing, whatever there is.
@@ -61,5 +64,38 @@ impl wire::admin_server::Admin for Api {
         })??;
         let (deks, connections, left_open) = (deks as u64, connections as u64, left_open as u64);
         Ok(Response::new(PurgeCacheResponse { deks, connections, left_open }))
+    }
+
+    async fn revoke_kek(
+        &self,
+        request: Request<RevokeKekRequest>,
+    ) -> Result<Response<RevokeKekResponse>, Status> {
+        let call = Call::unary(self, Op::Revoke, &request)?;
+        let RevokeKekRequest { kek } = request.into_inner();
+        let (permit, ()) = self.admit(&call, &kek, |_| Ok(()))?;
+        let (engine, own) = (Arc::clone(&self.engine), call.peer.carrier().clone());
+        // In a task of its own, as a purge.
+        let revoking = tokio::spawn(async move { engine.revoke(permit, &own).await });
+        let Revoked { purged, kept } = revoking.await.map_err(|error| {
+            error!("a revocation ended early: {error}");
+            Error::new(Reason::Internal, "the sidecar has a defect")
+        })??;
+        Ok(Response::new(RevokeKekResponse {
+            deks: purged.deks as u64,
+            connections: purged.connections as u64,
+            left_open: purged.left_open as u64,
+            kept,
+        }))
+    }
+
+    async fn restore_kek(
+        &self,
+        request: Request<RestoreKekRequest>,
+    ) -> Result<Response<RestoreKekResponse>, Status> {
+        let call = Call::unary(self, Op::Restore, &request)?;
+        let RestoreKekRequest { kek } = request.into_inner();
+        let (permit, ()) = self.admit(&call, &kek, |_| Ok(()))?;
+        self.engine.restore(permit).await?;
+        Ok(Response::new(RestoreKekResponse {}))
     }
 }

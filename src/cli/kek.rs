@@ -9,7 +9,7 @@ use super::{
     failure::Failure,
     output::print,
     show::{self, row, yes_no},
-    sidecar::{self, KekState, KekVersion, Purged, SidecarArgs, algorithm_name},
+    sidecar::{self, KekState, KekVersion, Purged, Revoked, SidecarArgs, algorithm_name},
 };
 
 /// `keyward kek …`
@@ -18,6 +18,8 @@ pub(super) enum Kek {
     List(List),
     Show(Show),
     Purge(Purge),
+    Revoke(Revoke),
+    Restore(Restore),
 }
 
 /// List the KEKs that we may describe
@@ -56,12 +58,42 @@ pub(super) struct Purge {
     name: Option<String>,
 }
 
+/// Take a KEK away on this sidecar until it is restored, also over restarts
+///
+/// When the command ends, nothing of the KEK is cached, nobody is answered with a DEK of it
+/// any more, and the connections that carried such DEKs are closed. The key in the HSM or
+/// vault stays as it is, and so do other sidecars.
+#[derive(Args, Debug)]
+pub(super) struct Revoke {
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+
+    /// The KEK
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Give a KEK back that was taken away with `kek revoke`
+///
+/// It is served again once it has proven itself.
+#[derive(Args, Debug)]
+pub(super) struct Restore {
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+
+    /// The KEK
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
 impl Kek {
     pub(super) fn run(self, json: bool) -> Result<(), Failure> {
         match self {
             Self::List(command) => command.run(json),
             Self::Show(command) => command.run(json),
             Self::Purge(command) => command.run(json),
+            Self::Revoke(command) => command.run(json),
+            Self::Restore(command) => command.run(json),
         }
     }
 }
@@ -106,25 +138,72 @@ impl Show {
 
 impl Purge {
     fn run(self, json: bool) -> Result<(), Failure> {
-        let Purged { deks, connections, left_open } =
-            self.sidecar.connect()?.purge(self.name.as_deref())?;
-        if json {
-            let done = json!({ "deks": deks, "connections": connections, "left_open": left_open });
-            print(&show::json_line(&done))?;
-        } else {
-            print(&show::table(&[
-                row(["wiped DEKs", &deks.to_string()]),
-                row(["closed connections", &(connections.saturating_sub(left_open)).to_string()]),
-                row(["still open", &left_open.to_string()]),
-            ]))?;
+        let purged = self.sidecar.connect()?.purge(self.name.as_deref())?;
+        match json {
+            true => print(&show::json_line(&Value::Object(purged_json(purged))))?,
+            false => print(&show::table(&purged_rows(purged)))?,
         }
-        if left_open == 0 {
-            return Ok(());
-        }
-        Err(Failure::new("some connections that carried DEKs are still open")
-            .with_cause(format!("{left_open} did not end in time; their buffers may hold DEKs"))
-            .with_fix("run it again; if they stay, restart the sidecar"))
+        check_closed(purged)
     }
+}
+
+impl Revoke {
+    fn run(self, json: bool) -> Result<(), Failure> {
+        let Revoked { purged, kept } = self.sidecar.connect()?.revoke(&self.name)?;
+        if json {
+            let mut done = purged_json(purged);
+            done.insert("kept".into(), json!(kept));
+            print(&show::json_line(&Value::Object(done)))?;
+        } else {
+            let mut rows = vec![row(["revoked", &self.name])];
+            rows.extend(purged_rows(purged));
+            rows.push(row(["outlasts a restart", yes_no(kept)]));
+            print(&show::table(&rows))?;
+        }
+        check_closed(purged)?;
+        match kept {
+            true => Ok(()),
+            false => Err(Failure::new("the KEK is revoked only until the sidecar is restarted")
+                .with_cause("the sidecar has no state directory, or could not write there")
+                .with_fix(
+                    "set `state` in [server]; its log says what was wrong with the directory",
+                )),
+        }
+    }
+}
+
+impl Restore {
+    fn run(self, json: bool) -> Result<(), Failure> {
+        self.sidecar.connect()?.restore(&self.name)?;
+        match json {
+            true => print(&show::json_line(&json!({ "restored": self.name }))),
+            false => print(&format!("restored {}\n", self.name)),
+        }
+    }
+}
+
+fn purged_rows(purged: Purged) -> [Vec<String>; 3] {
+    let Purged { deks, connections, left_open } = purged;
+    [
+        row(["wiped DEKs", &deks.to_string()]),
+        row(["closed connections", &(connections.saturating_sub(left_open)).to_string()]),
+        row(["still open", &left_open.to_string()]),
+    ]
+}
+
+fn purged_json(purged: Purged) -> Map<String, Value> {
+    let Purged { deks, connections, left_open } = purged;
+    let counts = [("deks", deks), ("connections", connections), ("left_open", left_open)];
+    counts.into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect()
+}
+
+fn check_closed(Purged { left_open, .. }: Purged) -> Result<(), Failure> {
+    if left_open == 0 {
+        return Ok(());
+    }
+    Err(Failure::new("some connections that carried DEKs are still open")
+        .with_cause(format!("{left_open} did not end in time; their buffers may hold DEKs"))
+        .with_fix("purge again; if they stay, restart the sidecar"))
 }
 
 /// The state of the current version, or of the newest if none is current.

@@ -6,7 +6,7 @@ use std::{env, path::PathBuf, time::Duration};
 use clap::Args;
 use tokio::runtime::Runtime;
 
-pub(super) use crate::client::{Kek, KekState, KekVersion, Purged, Rewrapped, WrappedDek};
+pub(super) use crate::client::{Kek, KekState, KekVersion, Purged, Revoked, Rewrapped, WrappedDek};
 
 use super::failure::Failure;
 use crate::{
@@ -162,6 +162,14 @@ impl Sidecar {
 
     pub(super) fn purge(&self, kek: Option<&str>) -> Result<Purged, Failure> {
         Ok(self.runtime.block_on(self.client.purge(kek))?)
+    }
+
+    pub(super) fn revoke(&self, kek: &str) -> Result<Revoked, Failure> {
+        Ok(self.runtime.block_on(self.client.revoke(kek))?)
+    }
+
+    pub(super) fn restore(&self, kek: &str) -> Result<(), Failure> {
+        Ok(self.runtime.block_on(self.client.restore(kek))?)
     }
 }
 

@@ -94,6 +94,16 @@ pub struct Purged {
     pub left_open: u64,
 }
 
+/// What a revocation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// What was wiped and closed.
+    pub purged: Purged,
+    /// Whether the KEK stays revoked when the sidecar is restarted. It is revoked now either
+    /// way.
+    pub kept: bool,
+}
+
 impl Client {
     /// A client of the sidecar at `endpoint`. Connects when the first call is made.
     /// Must be called inside a Tokio runtime. `Err` if the endpoint's TLS files cannot
@@ -241,6 +251,32 @@ impl Client {
         let response = self.call(Op::Purge, request, send).await?;
         let wire::PurgeCacheResponse { deks, connections, left_open } = response;
         Ok(Purged { deks, connections, left_open })
+    }
+
+    /// Takes a KEK away on this sidecar until [`Self::restore`], also over its restarts. For
+    /// operators: it takes the permission `revoke`. Sent again after a broken connection, it
+    /// counts what was left.
+    pub async fn revoke(&self, kek: &str) -> Result<Revoked, Error> {
+        let request = || wire::RevokeKekRequest { kek: kek.to_owned() };
+        let send = |_, request| {
+            let mut admin = self.admin.clone();
+            async move { admin.revoke_kek(request).await }
+        };
+        let response = self.call(Op::Revoke, request, send).await?;
+        let wire::RevokeKekResponse { deks, connections, left_open, kept } = response;
+        Ok(Revoked { purged: Purged { deks, connections, left_open }, kept })
+    }
+
+    /// Gives a revoked KEK back: it is served once it has proven itself anew. For operators:
+    /// it takes the permission `restore`.
+    pub async fn restore(&self, kek: &str) -> Result<(), Error> {
+        let request = || wire::RestoreKekRequest { kek: kek.to_owned() };
+        let send = |_, request| {
+            let mut admin = self.admin.clone();
+            async move { admin.restore_kek(request).await }
+        };
+        let wire::RestoreKekResponse {} = self.call(Op::Restore, request, send).await?;
+        Ok(())
     }
 
     /// Makes one call: attempts, pauses and all within one deadline.

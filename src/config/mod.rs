@@ -27,7 +27,7 @@ mod vault;
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 pub use accounts::{Accounts, HostAccounts, NoAccounts};
@@ -39,6 +39,7 @@ pub use log::LogConfig;
 pub use mistake::{Mistake, Mistakes};
 
 use crate::{auth::Policy, server::Settings};
+use fields::Fields;
 use mistake::{Report, Wrong};
 use reader::Document;
 
@@ -52,6 +53,8 @@ pub struct Config {
     pub server: Settings,
     /// Threads that serve callers.
     pub threads: usize,
+    /// The directory for what outlasts a restart.
+    pub state: Option<PathBuf>,
     /// How to log.
     pub log: LogConfig,
     /// At least one; names are distinct.
@@ -89,11 +92,18 @@ pub fn parse(file: &Path, text: &str, accounts: &dyn Accounts) -> Result<Config,
     report.finish(config)
 }
 
+/// `Some(None)` if none is set; `None` if it is set and wrong.
+fn state(server: &Fields<'_>) -> Option<Option<PathBuf>> {
+    let state = server.path(&schema::STATE);
+    (state.is_some() || !server.given(&schema::STATE)).then_some(state)
+}
+
 fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
     document.check_sections();
     // Read every section before any of them ends the reading: all mistakes are noted.
     let server = document.single(&schema::SERVER);
     let threads = server.number(&schema::THREADS);
+    let state = state(&server);
     let server = server::read(&server, &document.single(&schema::LIMITS), accounts);
     let log = log::read(&document.single(&schema::LOG));
     let cache = cache::read(&document.single(&schema::CACHE), &document.single(&schema::LEASE));
@@ -114,6 +124,7 @@ fn read(document: &Document<'_>, accounts: &dyn Accounts) -> Option<Config> {
     Some(Config {
         server: server?,
         threads: threads?,
+        state: state?,
         log: log?,
         backends: backends?,
         keks: keks?,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Operations of operators that come with a later release.
-const OPERATOR_OPS: [&str; 4] = ["revoke", "restore", "reload", "status"];
+const OPERATOR_OPS: [&str; 2] = ["reload", "status"];
 
 pub(super) fn read(entries: &[Fields<'_>]) -> Option<Policy> {
     let grants: Vec<_> = entries.iter().map(read_one).collect();

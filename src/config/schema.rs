@@ -120,6 +120,7 @@ pub(super) static SERVER: Section = Section {
         &CONNECTION_AGE,
         &DRAIN,
         &THREADS,
+        &STATE,
     ],
 };
 
@@ -171,6 +172,11 @@ pub(super) static CONNECTION_AGE: Key =
 pub(super) static DRAIN: Key =
     Key::default("drain", Kind::Duration { min: "0s", max: "10m" }, r#""20s""#)
         .doc("How long calls in work may still take after SIGTERM.");
+
+pub(super) static STATE: Key = Key::optional("state", Kind::Path, r#""/var/lib/keyward""#).doc(
+    "Directory for what outlasts a restart: which KEKs operators revoked. Only the sidecar's\n\
+     user may write there. Without it a revoked KEK is back after a restart.",
+);
 
 pub(super) static THREADS: Key = Key::default("threads", Kind::Number { min: 1, max: 64 }, "1")
     .doc(
@@ -467,9 +473,15 @@ pub(super) static WHO: Key = Key::required(
      the client's certificate, dns:NAME, dns:*.DOMAIN, or a URI with * in its path.",
 );
 
-pub(super) static MAY: Key =
-    Key::required("may", Kind::Texts, r#"["wrap", "unwrap", "generate", "rewrap", "describe"]"#)
-        .doc("Operations: wrap, unwrap, generate, rewrap, describe; for operators also purge.");
+pub(super) static MAY: Key = Key::required(
+    "may",
+    Kind::Texts,
+    r#"["wrap", "unwrap", "generate", "rewrap", "describe"]"#,
+)
+.doc(
+    "Operations: wrap, unwrap, generate, rewrap, describe; for operators also purge, revoke,\n\
+             restore.",
+);
 
 pub(super) static POLICY_KEK: Key =
     Key::required("kek", Kind::Texts, r#"["orders-*"]"#).doc("KEKs; * stands for any characters.");

@@ -193,7 +193,7 @@ ttl = "5d"
 
 [[policy]]
 who = "uid:0"
-may = ["warp", "revoke"]
+may = ["warp", "reload"]
 kek = []
 "#;
     let found = mistakes(text);
@@ -231,7 +231,7 @@ kek = []
         "did you mean hsm?",
         "did you mean wrap?",
         "Bleichenbacher",
-        "\"revoke\" is not in this release",
+        "\"reload\" is not in this release",
         "is not a duration",
         "choose a number from 1 to 64",
     ] {

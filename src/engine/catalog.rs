@@ -310,6 +310,11 @@ impl Kek {
         self.replace(known, Purge::Revoked, custody).unwrap_or_default()
     }
 
+    /// Whether an operator took it away.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revocation().revoked
+    }
+
     /// Gives a revoked KEK back: it has to prove itself like a new one.
     pub(super) fn restore(&self, custody: &Custody) {
         let mut revocation = self.revocation();

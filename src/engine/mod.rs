@@ -30,6 +30,7 @@ pub use catalog::KekSpec;
 pub use custody::Purged;
 pub use describe::{KekDescription, VersionDescription};
 pub use prover::keep_proven;
+pub use purge::Revoked;
 pub use rewrap::Rewrapped;
 pub use startup::prove;
 pub use unwrap::{Source, Unwrapped};
@@ -41,6 +42,7 @@ use crate::{
     error::{Error, Reason},
     guard::{Ask, Class, Sender},
     kek::{KekName, VersionId},
+    kept::Revocations,
     lease::{self, Terms},
     observe::{Metrics, Record},
     op::Op,
@@ -56,6 +58,10 @@ const FLIGHTS_MAX: usize = 16 * 1024;
 pub struct Engine {
     catalog: Catalog,
     custody: Arc<Custody>,
+    revocations: Arc<Revocations>,
+    /// Held while an operator's revocation or restoration is recorded and taken over, so that
+    /// the record and the KEK do not come to disagree.
+    changing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     /// Makes numbers of callers that no caller can choose.
     callers: RandomState,
@@ -64,12 +70,20 @@ pub struct Engine {
 impl Engine {
     /// An engine for these KEKs, none of them proven yet. The names are distinct;
     /// `config` sees to that.
-    pub fn new(keks: Vec<KekSpec>, terms: Terms, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        keks: Vec<KekSpec>,
+        terms: Terms,
+        cache: Arc<Cache>,
+        revocations: Revocations,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         lease::start_counting();
         let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
         let custody = Arc::new(Custody { cache, carriers, terms, flights });
         let catalog = Catalog::new(keks, &metrics);
-        Self { catalog, custody, metrics, callers: RandomState::new() }
+        let (revocations, callers) = (Arc::new(revocations), RandomState::new());
+        let changing = tokio::sync::Mutex::default();
+        Self { catalog, custody, revocations, changing, metrics, callers }
     }
 
     /// The register of connections, for who opens some.
@@ -93,6 +107,11 @@ impl Engine {
     /// Whether there is a KEK of this name.
     pub fn has(&self, name: &KekName) -> bool {
         self.catalog.get(name).is_some()
+    }
+
+    /// Whether an operator took the KEK of this name away.
+    pub fn is_revoked(&self, name: &KekName) -> bool {
+        self.catalog.get(name).is_some_and(|kek| kek.is_revoked())
     }
 
     /// Reads the versions of one KEK from its backend and proves each. `Err` says why

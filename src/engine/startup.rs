@@ -51,6 +51,10 @@ pub async fn prove(engine: Arc<Engine>, ready: impl FnOnce()) -> (KekName, Error
 async fn prove_all(engine: &Engine) -> Result<Vec<(KekName, Reason)>, (KekName, Error)> {
     let mut unready = Vec::new();
     for name in engine.names() {
+        // Nobody waits for it: whoever revoked it will say when it is to be back.
+        if engine.is_revoked(name) {
+            continue;
+        }
         let Err(error) = engine.verify(name, clock::now() + FIRST_PROOF).await else { continue };
         if error.reason() == Reason::BackendMisconfigured {
             return Err((name.clone(), error));
@@ -69,6 +73,9 @@ async fn prove_the_rest(engine: &Engine, mut unready: Vec<(KekName, Reason)>) {
         tries += 1;
         let mut still = Vec::new();
         for (name, told) in unready {
+            if engine.is_revoked(&name) {
+                continue;
+            }
             if let Err(error) = engine.verify(&name, clock::now() + FIRST_PROOF).await {
                 // Once for each new trouble, not once a second.
                 if error.reason() != told {

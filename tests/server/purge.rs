@@ -10,7 +10,10 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use keyward::{
+    auth::Policy,
+    carriers::Carrier,
     client::Item,
+    engine::Purged,
     error::Reason,
     kek::KekName,
     op::Op,
@@ -29,7 +32,9 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use super::{
     calls::reason,
-    support::sidecar::{Parts, Sidecar, dek, eventually, grant, own_uid, wrapped_deks},
+    support::sidecar::{
+        Parts, Sidecar, UNGRANTED, dek, eventually, grant, own_uid, permit, wrapped_deks,
+    },
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -37,6 +42,12 @@ const MINUTE: Duration = Duration::from_secs(60);
 async fn purge(sidecar: &Sidecar, kek: &str) -> Result<PurgeCacheResponse, Status> {
     let request = PurgeCacheRequest { kek: kek.into() };
     Ok(AdminClient::new(sidecar.channel()).purge_cache(request).await?.into_inner())
+}
+
+async fn revoke(sidecar: &Sidecar, kek: &KekName) -> Purged {
+    let revoked = sidecar.engine.revoke(permit(Op::Revoke, kek), &Carrier::new()).await.unwrap();
+    assert!(!revoked.kept, "there is no state directory");
+    revoked.purged
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,7 +293,7 @@ async fn nothing_is_released_after_a_revocation() {
             });
         }
         sleep(Duration::from_millis(100)).await;
-        let purged = sidecar.engine.revoke(&kek).await.unwrap();
+        let purged = revoke(&sidecar, &kek).await;
         revoked.store(true, Ordering::SeqCst);
         assert!(purged.connections > 0 && purged.left_open == 0, "{purged:?}");
         let mut answered = 0;
@@ -297,7 +308,7 @@ async fn nothing_is_released_after_a_revocation() {
         assert_eq!(refused.reason(), "KEK_REVOKED", "round {round}");
         assert!(client.wrap("orders-2", &dek(), b"").await.is_ok(), "another KEK is not touched");
 
-        sidecar.engine.restore(&kek).unwrap();
+        sidecar.engine.restore(permit(Op::Restore, &kek)).await.unwrap();
         let soon = Instant::now() + Duration::from_secs(5);
         sidecar.engine.verify(&kek, soon).await.unwrap();
         assert!(client.wrap("orders", &dek(), b"").await.is_ok());
@@ -317,11 +328,11 @@ async fn an_unwrap_from_before_a_revocation_is_not_answered_after_it() {
     let call = tokio::spawn(async move { raw.unwrap(request).await });
     eventually("it is in work", || sidecar.fake.running() == 1).await;
     // Not to be waited for: it waits for the call's connection.
-    let engine = Arc::clone(&sidecar.engine);
-    let name = kek.clone();
-    let revoking = tokio::spawn(async move { engine.revoke(&name).await });
+    let (engine, permit_to_revoke) = (Arc::clone(&sidecar.engine), permit(Op::Revoke, &kek));
+    let revoking =
+        tokio::spawn(async move { engine.revoke(permit_to_revoke, &Carrier::new()).await });
     sleep(Duration::from_millis(50)).await;
-    sidecar.engine.restore(&kek).unwrap();
+    sidecar.engine.restore(permit(Op::Restore, &kek)).await.unwrap();
     sidecar.engine.verify(&kek, Instant::now() + Duration::from_secs(5)).await.unwrap();
     sidecar.fake.hold.send_replace(false);
     // The KEK is allowed again, but this call holds the lease of before.
@@ -339,11 +350,60 @@ async fn a_proof_from_before_a_revocation_counts_for_nothing_after_it() {
     let (engine, name) = (Arc::clone(&sidecar.engine), kek.clone());
     let proving = tokio::spawn(async move { engine.verify(&name, soon).await });
     eventually("it is asked", || sidecar.fake.hold_proofs.receiver_count() > 0).await;
-    sidecar.engine.revoke(&kek).await.unwrap();
-    sidecar.engine.restore(&kek).unwrap();
+    revoke(&sidecar, &kek).await;
+    sidecar.engine.restore(permit(Op::Restore, &kek)).await.unwrap();
     sidecar.fake.hold_proofs.send_replace(false);
     let unproven = proving.await.unwrap().unwrap_err();
     assert_eq!(unproven.reason(), Reason::KekUnproven);
     sidecar.engine.verify(&kek, soon).await.unwrap();
     assert!(sidecar.client().wrap("orders", &dek(), b"").await.is_ok());
+}
+
+/// What a storage node sees, and what only an operator may do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_takes_a_kek_away_and_gives_it_back_over_grpc() {
+    let sidecar = Sidecar::start().await;
+    let (node, operator) = (sidecar.client(), sidecar.client());
+    let wrapped = wrapped_deks(&node, 2).await;
+    for wrapped in &wrapped {
+        node.unwrap(wrapped, b"").await.unwrap();
+    }
+    let other = operator.wrap("orders-2", &dek(), b"").await.unwrap();
+    let revoked = operator.revoke("orders").await.unwrap();
+    assert_eq!((revoked.purged.deks, revoked.purged.left_open, revoked.kept), (2, 0, false));
+    for refused in [
+        node.unwrap(&wrapped[0], b"").await.map(drop),
+        node.wrap("orders", &dek(), b"").await.map(drop),
+        node.rewrap(&wrapped[0], b"").await.map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err().reason(), "KEK_REVOKED");
+    }
+    node.unwrap(&other, b"").await.expect("another KEK is not touched");
+    // However often it is proven.
+    let kek = KekName::parse("orders").unwrap();
+    sidecar.engine.verify(&kek, Instant::now() + MINUTE).await.unwrap_err();
+    assert_eq!(operator.revoke("orders").await.unwrap().purged.deks, 0);
+    operator.restore("orders").await.unwrap();
+    operator.restore("orders").await.expect("it is there already");
+    sidecar.engine.verify(&kek, Instant::now() + MINUTE).await.unwrap();
+    node.unwrap(&wrapped[0], b"").await.expect("it is the same key");
+    for error in [
+        operator.revoke("nobodys").await.unwrap_err(),
+        operator.restore("nobodys").await.unwrap_err(),
+        operator.revoke(UNGRANTED).await.unwrap_err(),
+    ] {
+        assert_eq!(error.reason(), "PERMISSION_DENIED", "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_purge_may_not_revoke() {
+    let sidecar = Sidecar::start().await;
+    let uid = format!("uid:{}", own_uid());
+    let policy = Policy::new(vec![grant(&uid, &[Op::Purge, Op::Restore], "orders")]);
+    sidecar.policy.store(Arc::new(policy));
+    let client = sidecar.client();
+    assert_eq!(client.revoke("orders").await.unwrap_err().reason(), "PERMISSION_DENIED");
+    client.restore("orders").await.unwrap();
+    client.purge(Some("orders")).await.unwrap();
 }

@@ -71,7 +71,7 @@ async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
         // Some are at the backend meanwhile, and come back to a KEK that is revoked.
         bench.backend.hold.send_replace(true);
         eventually("some wait for the backend", || bench.backend.running() > 0).await;
-        bench.engine.revoke(&bench.kek).await.unwrap();
+        bench.revoke().await;
         epoch.fetch_add(1, SeqCst);
         bench.backend.hold.send_replace(false);
         eventually("they are back", || bench.backend.running() == 0).await;
@@ -79,7 +79,7 @@ async fn no_call_gets_a_dek_between_a_revocation_and_the_restoration() {
         eventually("callers are refused", || inside.load(SeqCst) >= refused + 32).await;
         assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "round {round}");
         epoch.fetch_add(1, SeqCst);
-        bench.engine.restore(&bench.kek).unwrap();
+        bench.restore().await;
         bench.prove().await;
     }
     stop.store(true, SeqCst);
@@ -105,11 +105,11 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
             calls.spawn(async move { bench.unwrap(&wrapped).await });
         }
         eventually("all are at the backend", || bench.backend.running() == wrapped.len()).await;
-        bench.engine.revoke(&bench.kek).await.unwrap();
+        bench.revoke().await;
         // In half of the rounds they come back to a KEK that is allowed again.
         let restored = round % 2 == 0;
         if restored {
-            bench.engine.restore(&bench.kek).unwrap();
+            bench.restore().await;
             bench.prove().await;
         }
         bench.backend.hold.send_replace(false);
@@ -120,7 +120,7 @@ async fn calls_at_the_backend_end_empty_handed_though_the_kek_was_restored() {
         }
         assert_eq!(bench.entries(), "keyward_cache_entries 0.0", "round {round}");
         if !restored {
-            bench.engine.restore(&bench.kek).unwrap();
+            bench.restore().await;
             bench.prove().await;
         }
         let again = bench.unwrap(&wrapped[0]).await.unwrap();

@@ -9,7 +9,7 @@ use keyward::{
     cache::CacheSettings,
     carriers::Carrier,
     clock,
-    engine::{Engine, KekSpec, Purged, Unwrapped},
+    engine::{Engine, KekSpec, Purged, Revoked, Unwrapped},
     envelope::{Context, Dek, WrappedDek},
     error::Error,
     guard::Class,
@@ -97,6 +97,14 @@ impl<B: Backend> Bench<B> {
 
     pub async fn purge(&self) -> Purged {
         self.engine.purge(vec![self.permit(Op::Purge)], &Carrier::new()).await.unwrap()
+    }
+
+    pub async fn revoke(&self) -> Revoked {
+        self.engine.revoke(self.permit(Op::Revoke), &Carrier::new()).await.unwrap()
+    }
+
+    pub async fn restore(&self) {
+        self.engine.restore(self.permit(Op::Restore)).await.unwrap();
     }
 
     /// State and age of each of its leases, in seconds, by version.

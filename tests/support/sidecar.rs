@@ -5,13 +5,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use keyward::{
-    auth::{Grant, KekPattern, Policy, WhoPattern},
+    auth::{Grant, Identity, KekPattern, Permit, Policy, WhoPattern},
     backend::{Backend, Metered},
     cache::{Cache, CacheSettings},
     client::{Client, Endpoint, TlsFiles, WrappedDek},
     clock,
     engine::{Engine, KekSpec},
     kek::{Algorithm, KekName, KeyRef},
+    kept::Revocations,
     lease::Terms,
     observe::Metrics,
     op::Op,
@@ -32,8 +33,16 @@ use super::{fake::Fake, pki::Pki};
 pub const NODE: &str = "spiffe://example.org/node/1";
 /// A KEK that exists and that the policy gives to nobody.
 pub const UNGRANTED: &str = "treasury";
-pub const ALL_OPS: [Op; 6] =
-    [Op::Wrap, Op::Unwrap, Op::Generate, Op::Rewrap, Op::Describe, Op::Purge];
+pub const ALL_OPS: [Op; 8] = [
+    Op::Wrap,
+    Op::Unwrap,
+    Op::Generate,
+    Op::Rewrap,
+    Op::Describe,
+    Op::Purge,
+    Op::Revoke,
+    Op::Restore,
+];
 
 pub struct Sidecar {
     pub dir: TempDir,
@@ -71,6 +80,12 @@ pub fn policy() -> Policy {
         grant("spiffe://example.org/node/*", &ALL_OPS, "orders*"),
         grant("spiffe://example.org/reader/*", &[Op::Unwrap], "orders"),
     ])
+}
+
+/// What this user may do with a KEK.
+pub fn permit(op: Op, kek: &KekName) -> Permit {
+    let who = Arc::new(Identity::Unix { uid: own_uid(), gid: 0 });
+    policy().permit(&who, op, kek).unwrap()
 }
 
 fn spec(name: &str, backend: &Arc<dyn Backend>) -> KekSpec {
@@ -119,7 +134,8 @@ pub fn engine(
     let (count, slots) = Cache::layout(cache.capacity);
     let (shelves, _) = shelves(count, slots, true).unwrap();
     let cache = Cache::new(cache, shelves, clock::now()).unwrap();
-    let engine = Arc::new(Engine::new(keks, terms, Arc::new(cache), metrics));
+    let engine =
+        Arc::new(Engine::new(keks, terms, Arc::new(cache), Revocations::unkept(), metrics));
     engine.be_watched();
     engine
 }

@@ -30,7 +30,7 @@ const AHEAD_MAX: Duration = Duration::from_secs(30);
 const START: f64 = 1.0 / 16.0;
 
 /// The least that it falls to.
-const LEAST: f64 = 1.0 / 100.0;
+const LEAST: f64 = 1.0 / 50.0;
 
 /// What the pace grows by in a second: before the first refusal, and after.
 const GROWTH: (f64, f64) = (2.0, 1.2);
@@ -81,7 +81,7 @@ impl Rate {
         let wanted = f64::from(units).min(self.burst(credit.pace));
         let paced = match wanted - credit.units {
             // What is missing by rounding is not.
-            missing if missing > 1e-5 => now + seconds(missing / credit.pace),
+            missing if missing > 1e-5 => now + seconds(self.growth(credit.pace).time(missing)),
             _ => now,
         };
         self.paused_until.map_or(paced, |until| until.max(paced))
@@ -158,19 +158,57 @@ impl Rate {
     fn credit_at(&self, now: Instant) -> Credit {
         let Credit { units, pace, at } = self.credit;
         let since = at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let (gained, pace) = self.growth(pace).after(since.as_secs_f64());
+        let units = (units + gained).min(self.burst(pace).max(units));
+        Credit { units, pace, at: at.max(Some(now)) }
+    }
+
+    fn growth(&self, pace: f64) -> Growth {
         let (gentle, steady) = GROWTH;
-        let growth = if self.refused_at.is_none() { gentle } else { steady };
-        // Nothing more comes of more than that.
-        let time = since.as_secs_f64().min(3600.0);
-        let grown = (pace * growth.powf(time.min(60.0))).min(self.ceiling.per_second);
-        let units = (units + grown * time).min(self.burst(grown).max(units));
-        Credit { units, pace: grown, at: at.max(Some(now)) }
+        let factor = if self.refused_at.is_none() { gentle } else { steady };
+        Growth { pace, factor, most: self.ceiling.per_second }
     }
 
     fn forget(&mut self, now: Instant) {
         let window = self.ceiling.window;
         while self.given.front().is_some_and(|(since, _)| *since + window <= now) {
             self.given.pop_front();
+        }
+    }
+}
+
+/// A pace that grows by a factor each second until it is at its most.
+#[derive(Clone, Copy)]
+struct Growth {
+    pace: f64,
+    factor: f64,
+    most: f64,
+}
+
+impl Growth {
+    /// How long it grows.
+    fn grows_for(self) -> f64 {
+        (self.most / self.pace).max(1.0).ln() / self.factor.ln()
+    }
+
+    /// What comes of it while it grows, in so many seconds.
+    fn while_growing(self, seconds: f64) -> f64 {
+        self.pace * (self.factor.powf(seconds) - 1.0) / self.factor.ln()
+    }
+
+    /// What has come of it after so many seconds, and the pace by then.
+    fn after(self, seconds: f64) -> (f64, f64) {
+        let growing = seconds.min(self.grows_for());
+        let units = self.while_growing(growing) + self.most * (seconds - growing);
+        (units, (self.pace * self.factor.powf(growing)).min(self.most))
+    }
+
+    /// After how many seconds so many units have come of it.
+    fn time(self, units: f64) -> f64 {
+        let (growing, log) = (self.grows_for(), self.factor.ln());
+        match units - self.while_growing(growing) {
+            beyond if beyond > 0.0 => growing + beyond / self.most,
+            _ => (units * log / self.pace).ln_1p() / log,
         }
     }
 }
@@ -300,7 +338,7 @@ mod tests {
         let (mut rate, now) = grown(100.0, 10.0);
         rate.refused(now, SECOND, now, 0.5);
         assert_at(rate.ready_at(1, now), now + 4 * SECOND);
-        assert!((rate.credit.pace - 1.0).abs() < 0.01, "{}", rate.credit.pace);
+        assert!((rate.credit.pace - 2.0).abs() < 0.01, "{}", rate.credit.pace);
         // What the backend asks for counts if it is more.
         let later = now + WINDOW;
         rate.refused(later, 20 * SECOND, later, 0.0);
@@ -308,6 +346,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_comes_after_a_time_takes_that_time(
+            pace in 0.01f64..500.0, most in 1.0f64..500.0, units in 0.001f64..5000.0, gentle: bool,
+        ) {
+            let factor = if gentle { GROWTH.0 } else { GROWTH.1 };
+            let growth = Growth { pace: pace.min(most), factor, most };
+            let (gained, grown) = growth.after(growth.time(units));
+            prop_assert!((gained - units).abs() < 1e-6 * units.max(1.0), "{gained} {units}");
+            prop_assert!(grown <= most && grown >= growth.pace);
+        }
+
         /// Whatever is asked, answered or refused when, no window holds more than its burst
         /// and its pace allow.
         #[test]

@@ -290,7 +290,7 @@ async fn a_herd_gets_through_in_little_more_than_the_quota_allows() {
         took / allowed
     );
     assert!(took <= 1.2 * allowed, "{took} against {allowed}");
-    assert!(refused * 3 <= admitted, "a storm: {refused} refused, {admitted} admitted");
+    assert!(refused * 2 <= admitted, "a storm: {refused} refused, {admitted} admitted");
     // The rest of the fleet did not go dark for it.
     assert_eq!(fleet.serving().await, SIDECARS as usize - HERD);
 }

@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use keyward::{
     auth::{Identity, Permit},
-    backend::keyvault::{KeyVaultBackend, Service, Settings},
+    backend::{
+        Backend, Shared,
+        keyvault::{KeyVaultBackend, Service, Settings},
+    },
     cache::CacheSettings,
     clock,
     engine::{self, Engine, KekSpec},
@@ -41,9 +44,11 @@ const TERMS: Terms =
     Terms { interval: Duration::from_secs(30), outage_grace: Duration::from_secs(600) };
 
 /// What the real rules give such a fleet.
-fn pace() -> Pace {
+fn pace(real: &KeyVaultBackend) -> Pace {
     let toll = Toll { looks: 16.0, operations: 16.0 };
-    Pace::within(TERMS.interval, toll, Quota { sidecars: SIDECARS, per_second: 400.0 })
+    let Shared { sidecars, per_second } = real.room().shared.expect("a vault is shared");
+    assert_eq!(sidecars, SIDECARS);
+    Pace::within(TERMS.interval, toll, Quota { sidecars, per_second })
 }
 
 /// The real backend, for the room that it has; it is asked nothing.
@@ -139,7 +144,7 @@ impl Fleet {
             node.unwrap_at_last(&wrapped).await;
         }
         // All of them have operated a moment ago; after a while they do so when it comes.
-        sleep(settling * pace().interval).await;
+        sleep(settling * pace(&real).interval).await;
         vault.counted();
         vault.busiest();
         Self { vault, real, nodes, wrapped }
@@ -194,7 +199,7 @@ async fn a_thousand_sidecars_leave_their_vault_more_than_half_of_its_quota() {
 #[tokio::test(start_paused = true)]
 async fn all_of_a_fleet_is_dark_within_what_it_was_promised_and_light_again() {
     let fleet = Fleet::up(Looks::Dear, 1).await;
-    let pace = pace();
+    let pace = pace(&fleet.real);
     // Dark, they hold no DEK. What it takes the vault to unwrap one for each:
     let unwraps = SECOND.mul_f64(1.2 * f64::from(SIDECARS) / 25.0);
     for (owner, promised) in [
@@ -215,7 +220,8 @@ async fn all_of_a_fleet_is_dark_within_what_it_was_promised_and_light_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_callers_use_need_not_prove_itself() {
-    let (vault, real, pace) = (Vault::new(Looks::Dear), real(), pace());
+    let (vault, real) = (Vault::new(Looks::Dear), real());
+    let pace = pace(&real);
     let mut node = Node::new(&vault, &real);
     node.start();
     sleep(SECOND).await;

@@ -24,6 +24,16 @@ fn refusal() -> Error {
         .with_fix("ask the operator for a [[policy]] entry that names this caller")
 }
 
+/// Does `work` in a task of its own: a caller who leaves, or is cut, leaves nothing undone.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        error!("an operator's call ended early: {error}");
+        Err(Error::new(Reason::Internal, "the sidecar has a defect"))
+    })
+}
+
 impl Api {
     /// A permit for each KEK that the caller may purge; `Err` if for none.
     fn all_permits(&self, call: &Call) -> Result<Vec<Permit>, Error> {
@@ -56,12 +66,8 @@ impl wire::admin_server::Admin for Api {
             name => vec![self.admit(&call, name, |_| Ok(()))?.0],
         };
         let (engine, own) = (Arc::clone(&self.engine), call.peer.carrier().clone());
-        // In a task of its own: a caller who leaves, or is cut, leaves nothing undone.
-        let purging = tokio::spawn(async move { engine.purge(permits, &own).await });
-        let Purged { deks, connections, left_open } = purging.await.map_err(|error| {
-            error!("a purge ended early: {error}");
-            Error::new(Reason::Internal, "the sidecar has a defect")
-        })??;
+        let Purged { deks, connections, left_open } =
+            to_its_end(async move { engine.purge(permits, &own).await }).await?;
         let (deks, connections, left_open) = (deks as u64, connections as u64, left_open as u64);
         Ok(Response::new(PurgeCacheResponse { deks, connections, left_open }))
     }
@@ -74,12 +80,8 @@ impl wire::admin_server::Admin for Api {
         let RevokeKekRequest { kek } = request.into_inner();
         let (permit, ()) = self.admit(&call, &kek, |_| Ok(()))?;
         let (engine, own) = (Arc::clone(&self.engine), call.peer.carrier().clone());
-        // In a task of its own, as a purge.
-        let revoking = tokio::spawn(async move { engine.revoke(permit, &own).await });
-        let Revoked { purged, kept } = revoking.await.map_err(|error| {
-            error!("a revocation ended early: {error}");
-            Error::new(Reason::Internal, "the sidecar has a defect")
-        })??;
+        let Revoked { purged, kept } =
+            to_its_end(async move { engine.revoke(permit, &own).await }).await?;
         Ok(Response::new(RevokeKekResponse {
             deks: purged.deks as u64,
             connections: purged.connections as u64,
@@ -95,7 +97,8 @@ impl wire::admin_server::Admin for Api {
         let call = Call::unary(self, Op::Restore, &request)?;
         let RestoreKekRequest { kek } = request.into_inner();
         let (permit, ()) = self.admit(&call, &kek, |_| Ok(()))?;
-        self.engine.restore(permit).await?;
+        let engine = Arc::clone(&self.engine);
+        to_its_end(async move { engine.restore(permit).await }).await?;
         Ok(Response::new(RestoreKekResponse {}))
     }
 }

@@ -100,7 +100,7 @@ impl Kek {
                 return Err(error);
             }
             Err(error) => {
-                let denials = self.denials.fetch_add(1, Ordering::Relaxed);
+                let denials = self.denials.fetch_add(1, Ordering::Relaxed) + 1;
                 if before.leases().any(releases) && !self.believes(denials) {
                     return Err(error);
                 }
@@ -110,7 +110,8 @@ impl Kek {
         };
         self.denials.store(0, Ordering::Relaxed);
         self.tolls.note(name, found.iter().map(|info| self.guard.units(info)));
-        let (pace, terms) = (self.pace(custody), self.terms(custody));
+        let pace = self.pace(custody);
+        let terms = Terms { interval: pace.interval, ..custody.terms };
         let round = Round { kek: self, look, pace, terms, asked, asked_at, deadline };
         let earlier = |info: &VersionInfo| {
             let leased = before.versions.get(&info.id);
@@ -139,9 +140,9 @@ impl Kek {
         troubles.into_iter().flatten().next().map_or(Ok(()), Err)
     }
 
-    /// Whether a denial is believed that so many went before.
+    /// Whether a denial is believed that is number `denials` in a row.
     fn believes(&self, denials: u32) -> bool {
-        denials.saturating_add(1) >= self.spec.backend.room().denials
+        denials >= self.spec.backend.room().denials
     }
 
     /// The whole KEK could not be asked for.
@@ -218,7 +219,7 @@ impl Round<'_> {
             }
             Err(error) => {
                 denials += 1;
-                match earlier.filter(|_| !kek.believes(denials - 1)).and_then(lease_in_use) {
+                match earlier.filter(|_| !kek.believes(denials)).and_then(lease_in_use) {
                     Some((earlier, lease)) => {
                         (earlier.version.proof().clone(), Some(Arc::clone(lease)), Some(error))
                     }

@@ -218,6 +218,7 @@ fn kek_specs(keks: &[KekConfig], backends: &[Arc<dyn Backend>]) -> Vec<KekSpec> 
             .expect("the configuration was checked: every KEK names a backend"),
         key: kek.key.clone(),
         algorithm: kek.algorithm,
+        newest_disabled: kek.newest_disabled,
     };
     keks.iter().map(spec).collect()
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     backend::keyvault::is_key_name,
-    kek::{Algorithm, KekName, KeyRef},
+    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
 };
 
 /// A KEK.
@@ -22,6 +22,8 @@ pub struct KekConfig {
     pub key: KeyRef,
     /// What new DEKs are wrapped with.
     pub algorithm: Algorithm,
+    /// What it means that its newest version is disabled.
+    pub newest_disabled: NewestDisabled,
 }
 
 /// Reads every KEK. `backends` are the names that the file gives to backends, whether
@@ -79,13 +81,15 @@ fn read_one(fields: &Fields<'_>, name: Option<KekName>, backends: &[&str]) -> Op
     let key = fields.parsed(&schema::KEY, parse_key);
     let algorithm = fields.parsed(&schema::ALGORITHM, parse_algorithm);
     let mode = fields.parsed(&schema::MODE, parse_mode);
+    let newest_disabled = fields.parsed(&schema::NEWEST_DISABLED, parse_newest_disabled);
     let name = name?;
     let key = match fields.given(&schema::KEY) {
         true => key?,
         false => KeyRef { label: name.as_str().into(), pinned: None },
     };
     mode?;
-    Some(KekConfig { name, backend: backend?, key, algorithm: algorithm? })
+    let (algorithm, newest_disabled) = (algorithm?, newest_disabled?);
+    Some(KekConfig { name, backend: backend?, key, algorithm, newest_disabled })
 }
 
 /// Notes what the KEK asks for that its backend cannot give.
@@ -153,6 +157,17 @@ pub(super) fn parse_algorithm(text: &str) -> Result<Algorithm, Wrong> {
         None => format!("use one of: {}", names.join(", ")),
     };
     Err(Wrong::new(format!("{} is no algorithm", quoted(text)), fix))
+}
+
+fn parse_newest_disabled(text: &str) -> Result<NewestDisabled, Wrong> {
+    match text {
+        "revokes" => Ok(NewestDisabled::Revokes),
+        "stops-wraps" => Ok(NewestDisabled::StopsWraps),
+        _ => Err(Wrong::new(
+            format!("{} is not what a disabled version can mean", quoted(text)),
+            r#"use "revokes" or "stops-wraps""#,
+        )),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<(), Wrong> {

@@ -375,7 +375,7 @@ pub(super) static KEK: Section = Section {
     form: Form::Repeated,
     shown: true,
     doc: "A key-encryption key. Repeat the section for each.",
-    keys: &[&NAME, &KEK_BACKEND, &KEY, &ALGORITHM, &MODE],
+    keys: &[&NAME, &KEK_BACKEND, &KEY, &ALGORITHM, &MODE, &NEWEST_DISABLED],
 };
 
 pub(super) static NAME: Key =
@@ -397,6 +397,13 @@ pub(super) static ALGORITHM: Key = Key::default("algorithm", Kind::Text, r#""RSA
 
 pub(super) static MODE: Key = Key::default("mode", Kind::Text, r#""customer-managed""#)
     .doc("Who manages the key. This release has \"customer-managed\".");
+
+pub(super) static NEWEST_DISABLED: Key =
+    Key::default("newest_disabled", Kind::Text, r#""revokes""#).doc(
+        "What it means that the newest version is disabled: \"revokes\" takes the whole KEK away,\n\
+         \"stops-wraps\" lets older versions unwrap. An older version that is disabled concerns\n\
+         itself alone.",
+    );
 
 pub(super) static CACHE: Section = Section {
     name: "cache",

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::pkcs11::PinSource,
-    kek::Algorithm,
+    kek::{Algorithm, NewestDisabled},
     lease::Terms,
     server::{SocketSettings, TcpSettings},
 };
@@ -140,6 +140,7 @@ backend = "nss"
 key = "some label/0a"
 algorithm = "A256KWP"
 mode = "customer-managed"
+newest_disabled = "stops-wraps"
 [[policy]]
 who = ["gid:5", "dns:*.example.org"]
 may = ["unwrap"]
@@ -160,6 +161,7 @@ context = "required"
     assert_eq!(nss.pin, PinSource::Env("PIN".into()));
     assert_eq!((nss.sessions, nss.queue, nss.allow_final_try), (64, 1, true));
     assert_eq!(config.keks[0].key.to_string(), "some label/0a");
+    assert_eq!(config.keks[0].newest_disabled, NewestDisabled::StopsWraps);
 }
 
 #[test]

@@ -28,8 +28,8 @@ use crate::{
     error::{Error, Reason},
     guard::Guard,
     kek::{
-        Algorithm, KekName, KeyRef, Purpose, UsableVersion, Version, VersionId, VersionInfo,
-        VersionSet, current,
+        Algorithm, KekName, KeyRef, NewestDisabled, Purpose, UsableVersion, Version, VersionId,
+        VersionInfo, VersionSet, check_not_taken_away, current,
     },
     lease::{Lease, Standing},
     observe::{KekMetrics, Metrics, Purge},
@@ -46,6 +46,8 @@ pub struct KekSpec {
     pub key: KeyRef,
     /// What new DEKs are wrapped with.
     pub algorithm: Algorithm,
+    /// What it means that its newest version is disabled.
+    pub newest_disabled: NewestDisabled,
 }
 
 /// A configured KEK and what is known of it.
@@ -86,7 +88,7 @@ struct Revocation {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) versions: VersionSet<Leased>,
-    /// Why there are no versions, if the backend said so.
+    /// Why none of them may be used, and there may be none, if the backend said so.
     pub(super) trouble: Option<Error>,
 }
 
@@ -419,6 +421,17 @@ impl Known {
         Self { versions: VersionSet::default(), trouble: Some(error) }
     }
 
+    /// What a round found of each version. If its owner took the KEK away, the versions are
+    /// there to be seen, and none has a lease.
+    pub(super) fn of(mut versions: VersionSet<Leased>, rule: NewestDisabled) -> Self {
+        let newest_first = versions.iter().map(|leased| &leased.version);
+        let trouble = check_not_taken_away(newest_first, rule, SystemTime::now()).err();
+        if trouble.is_some() {
+            versions.iter_mut().for_each(|leased| leased.lease = None);
+        }
+        Self { versions, trouble }
+    }
+
     pub(super) fn leases(&self) -> impl Iterator<Item = &Arc<Lease>> {
         self.versions.iter().filter_map(|leased| leased.lease.as_ref())
     }
@@ -432,7 +445,7 @@ impl AsRef<VersionInfo> for Leased {
 
 impl fmt::Debug for KekSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, backend, key, algorithm } = self;
+        let Self { name, backend, key, algorithm, newest_disabled: _ } = self;
         write!(f, "KekSpec({name}: {} {key} {algorithm})", backend.name())
     }
 }

@@ -1,17 +1,21 @@
 //! Wrap a DEK anew under the current version. The plaintext stays in here.
+//!
+//! Whoever is answered throws the old wrapped DEK away, so the new one is unwrapped by the
+//! backend before it is handed out: a key that wraps and does not unwrap would cost the data.
 
 use std::time::Instant;
 
 use super::{
     Engine, Running,
+    catalog::Kek,
     unwrap::{check_kind, permitted, unwrap_once},
     wrap::wrap_current,
 };
 use crate::{
     auth::Permit,
-    envelope::{Context, WrappedDek},
-    error::Error,
-    guard::Class,
+    envelope::{Context, Dek, WrappedDek},
+    error::{Error, Reason},
+    guard::{Ask, Class},
     op::Op,
 };
 
@@ -25,7 +29,9 @@ pub struct Rewrapped {
 }
 
 impl Engine {
-    /// Rewraps `wrapped`, which must be of the permitted KEK.
+    /// Rewraps `wrapped`, which must be of the permitted KEK. What it returns anew has been
+    /// unwrapped to the same DEK. Doing it twice, or again after it was interrupted, does no
+    /// harm: what is under the current version passes through.
     pub async fn rewrap(
         &self,
         permit: Permit,
@@ -50,9 +56,32 @@ impl Engine {
             let ask = self.ask(&permit, Class::Rewrap, deadline);
             let dek = unwrap_once(kek, &wrapped, context, ask).await?;
             let wrapped = wrap_current(kek, &dek, context, ask).await?;
+            check_unwraps(kek, &wrapped, &dek, context, ask).await?;
             Ok(Rewrapped { wrapped, changed: true })
         }
         .await;
         running.end(result)
+    }
+}
+
+/// Makes sure that `wrapped` unwraps to `dek`.
+async fn check_unwraps(
+    kek: &Kek,
+    wrapped: &WrappedDek,
+    dek: &Dek,
+    context: &Context,
+    ask: Ask,
+) -> Result<(), Error> {
+    let failed = || {
+        let what = format!("what version {} wrapped does not unwrap to the DEK", wrapped.version);
+        Error::new(Reason::BackendMisconfigured, what)
+            .with_fix("keep the old wrapped DEK; see what is wrong with the key")
+    };
+    match unwrap_once(kek, wrapped, context, ask).await {
+        Ok(again) if again.secret().ct_eq(dek.secret().expose()) => Ok(()),
+        Ok(_) => Err(failed()),
+        // Not the caller's: it was made here.
+        Err(error) if error.reason() == Reason::CiphertextInvalid => Err(failed()),
+        Err(error) => Err(error),
     }
 }

@@ -91,7 +91,7 @@ impl Kek {
         let asked_under = self.changes();
         let before = Arc::clone(&self.known());
         let (asked, asked_at) = (clock::now(), SystemTime::now());
-        let KekSpec { name, backend, key, algorithm } = &self.spec;
+        let KekSpec { name, backend, key, algorithm, newest_disabled } = &self.spec;
         let units = self.tolls.look(name);
         let found = match self.guard.versions(key, *algorithm, units, deadline).await {
             Ok(found) => found,
@@ -127,7 +127,7 @@ impl Kek {
         let proven: Vec<_> = stream::iter(proofs).buffer_unordered(at_once).collect().await;
         let (versions, troubles): (Vec<_>, Vec<_>) = proven.into_iter().unzip();
         let known = match VersionSet::new(versions) {
-            Ok(versions) => Known { versions, trouble: None },
+            Ok(versions) => Known::of(versions, *newest_disabled),
             Err(twin) => Known::trouble(
                 Error::new(
                     Reason::BackendMisconfigured,

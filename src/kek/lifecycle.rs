@@ -189,18 +189,54 @@ pub fn current<'a>(
 ) -> Result<UsableVersion, Error> {
     let mut why_not = None;
     for version in newest_first {
-        match version.state(now) {
-            State::NotYetValid | State::Unproven | State::Unusable => {
-                why_not.get_or_insert(version);
-            }
-            State::Active | State::Disabled | State::Expired => {
-                return version.usable(Purpose::Wrap, now);
-            }
+        if decides(version.state(now)) {
+            return version.usable(Purpose::Wrap, now);
         }
+        why_not.get_or_insert(version);
     }
     match why_not {
         Some(version) => version.usable(Purpose::Wrap, now),
         None => Err(Error::new(Reason::KekNotFound, "the KEK has no version")),
+    }
+}
+
+/// What it means that the newest version of a KEK is disabled. (An older one that is
+/// disabled never concerns another.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NewestDisabled {
+    /// Its owner took the whole KEK away: no version of it does anything.
+    #[default]
+    Revokes,
+    /// Nothing is wrapped; older versions unwrap.
+    StopsWraps,
+}
+
+/// Whether the owner took the whole KEK away, by disabling the version that would be
+/// [`current`] at `now`; `Err` says so.
+pub fn check_not_taken_away<'a>(
+    newest_first: impl Iterator<Item = &'a Version>,
+    rule: NewestDisabled,
+    now: SystemTime,
+) -> Result<(), Error> {
+    let mut states = newest_first.map(|version| (version, version.state(now)));
+    match (rule, states.find(|(_, state)| decides(*state))) {
+        (NewestDisabled::Revokes, Some((version, State::Disabled))) => Err(Error::new(
+            Reason::KekDisabled,
+            format!("the newest version, {}, is disabled: that revokes the KEK", version.info.id),
+        )
+        .with_fix(
+            "enable it; or set newest_disabled = \"stops-wraps\" to unwrap with older versions",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the newest version of this state is the one that counts. Others are passed
+/// over: they have not begun.
+fn decides(state: State) -> bool {
+    match state {
+        State::Active | State::Disabled | State::Expired => true,
+        State::NotYetValid | State::Unproven | State::Unusable => false,
     }
 }
 
@@ -297,6 +333,34 @@ mod tests {
         let disabled = Version::new(Arc::new(disabled), Proof::Proven { at: now });
         let versions = vec![named("old", 1, Proof::Proven { at: now }), disabled];
         assert_eq!(current_of(versions, now), Err(Reason::KekDisabled));
+    }
+
+    #[test]
+    fn a_newest_version_that_is_disabled_takes_the_kek_away_if_that_is_the_rule() {
+        let now = at(10 * 86_400);
+        let proven = || Proof::Proven { at: now };
+        let disabled = |id: &str, day| {
+            let mut info = info(id, Some(day));
+            info.enabled = false;
+            Version::new(Arc::new(info), proven())
+        };
+        let taken = |versions: Vec<Version>, rule| {
+            let versions = VersionSet::new(versions).unwrap();
+            let checked = check_not_taken_away(versions.iter(), rule, now);
+            checked.err().map(|error| error.reason())
+        };
+        use NewestDisabled::{Revokes, StopsWraps};
+        let newest = || vec![named("old", 1, proven()), disabled("new", 9)];
+        assert_eq!(taken(newest(), Revokes), Some(Reason::KekDisabled));
+        assert_eq!(taken(newest(), StopsWraps), None);
+        let older = || vec![disabled("old", 1), named("new", 9, proven())];
+        assert_eq!(taken(older(), Revokes), None);
+        // A version that has not begun hides nobody's decision.
+        let mut versions = newest();
+        versions.push(named("future", 11, proven()));
+        versions.push(named("untried", 9, Proof::Unproven));
+        assert_eq!(taken(versions, Revokes), Some(Reason::KekDisabled));
+        assert_eq!(taken(vec![], Revokes), None);
     }
 
     #[test]

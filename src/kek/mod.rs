@@ -13,7 +13,10 @@ mod public_key;
 mod version;
 
 pub use algorithm::{Algorithm, Family, OaepHash};
-pub use lifecycle::{PROOF_MAX_AGE, Proof, Purpose, State, UsableVersion, Version, current};
+pub use lifecycle::{
+    NewestDisabled, PROOF_MAX_AGE, Proof, Purpose, State, UsableVersion, Version,
+    check_not_taken_away, current,
+};
 pub use name::{KekName, KeyRef};
 pub use public_key::PublicKey;
 pub use version::{Assurance, Fingerprint, Validity, VersionId, VersionInfo, VersionSet};

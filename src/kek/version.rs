@@ -173,6 +173,11 @@ impl<T: AsRef<VersionInfo>> VersionSet<T> {
         self.0.iter()
     }
 
+    /// Newest first. What a version is called and how old it is must stay as it is.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.0.iter_mut()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

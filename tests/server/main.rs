@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod purge;
 mod revocation;
+mod rotation;
 mod rounds;
 mod streams;
 mod tls;

@@ -9,11 +9,11 @@ use keyward::{
     cache::CacheSettings,
     carriers::Carrier,
     clock,
-    engine::{Engine, KekSpec, Purged, Revoked, Unwrapped},
+    engine::{Engine, KekSpec, Purged, Revoked, Rewrapped, Unwrapped},
     envelope::{Context, Dek, WrappedDek},
     error::Error,
     guard::Class,
-    kek::{Algorithm, KekName, KeyRef},
+    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
     lease::Terms,
     observe::Metrics,
     op::Op,
@@ -51,8 +51,22 @@ impl<B: Backend> Bench<B> {
         Self::beside(backend, terms, None)
     }
 
+    /// The same, of which a disabled newest version means what `rule` says.
+    pub fn with_rule(backend: Arc<B>, terms: Terms, rule: NewestDisabled) -> Arc<Self> {
+        Self::over(backend, terms, rule, None)
+    }
+
     /// The same, with a KEK "slow" beside it that lives in another backend.
     pub fn beside(backend: Arc<B>, terms: Terms, slow: Option<Arc<Fake>>) -> Arc<Self> {
+        Self::over(backend, terms, NewestDisabled::default(), slow)
+    }
+
+    fn over(
+        backend: Arc<B>,
+        terms: Terms,
+        newest_disabled: NewestDisabled,
+        slow: Option<Arc<Fake>>,
+    ) -> Arc<Self> {
         let kek = KekName::parse("orders").unwrap();
         let metrics = Arc::new(Metrics::new(["orders", "slow"], [backend.name()]));
         let spec = |name: &str, backend: Arc<dyn Backend>| KekSpec {
@@ -61,6 +75,7 @@ impl<B: Backend> Bench<B> {
             key: KeyRef::parse("kek").unwrap(),
             // SoftHSM does no other; the fake takes any.
             algorithm: Algorithm::RsaOaep,
+            newest_disabled,
         };
         let mut specs = vec![spec("orders", Arc::clone(&backend) as _)];
         specs.extend(slow.map(|slow| spec("slow", slow)));
@@ -93,6 +108,12 @@ impl<B: Backend> Bench<B> {
         let context = Context::parse(b"").unwrap();
         let (permit, deadline) = (self.permit(Op::Unwrap), clock::now() + HOUR);
         self.engine.unwrap(permit, wrapped, &context, class, deadline).await
+    }
+
+    pub async fn rewrap(&self, wrapped: WrappedDek) -> Result<Rewrapped, Error> {
+        let context = Context::parse(b"").unwrap();
+        let (permit, deadline) = (self.permit(Op::Rewrap), clock::now() + HOUR);
+        self.engine.rewrap(permit, wrapped, &context, deadline).await
     }
 
     pub async fn purge(&self) -> Purged {

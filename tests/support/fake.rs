@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -26,6 +26,10 @@ use tonic::async_trait;
 
 pub struct Fake {
     versions: Mutex<Vec<u8>>,
+    /// Those of them that are disabled.
+    disabled: Mutex<Vec<u8>>,
+    /// While true, what it wraps does not unwrap.
+    pub garbles: AtomicBool,
     /// While true, unwraps and random bytes hang until their deadline.
     pub hold: watch::Sender<bool>,
     /// While true, proofs hang until their deadline.
@@ -54,6 +58,8 @@ impl Default for Fake {
     fn default() -> Self {
         Self {
             versions: Mutex::new(vec![1]),
+            disabled: Mutex::default(),
+            garbles: AtomicBool::new(false),
             hold: watch::Sender::new(false),
             hold_proofs: watch::Sender::new(false),
             failures: Mutex::default(),
@@ -85,6 +91,14 @@ impl Fake {
     /// Makes `n` the newest version.
     pub fn rotate(&self, n: u8) {
         self.versions.lock().unwrap().push(n);
+    }
+
+    pub fn disable(&self, n: u8) {
+        self.disabled.lock().unwrap().push(n);
+    }
+
+    pub fn enable(&self, n: u8) {
+        self.disabled.lock().unwrap().retain(|other| *other != n);
     }
 
     /// Operations in work now.
@@ -130,7 +144,7 @@ impl Fake {
         self.denial.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
-    fn info(key: &KeyRef, n: u8) -> VersionInfo {
+    fn info(&self, key: &KeyRef, n: u8) -> VersionInfo {
         VersionInfo {
             key: key.clone(),
             id: VersionId::parse(&format!("{n:02x}")).unwrap(),
@@ -138,7 +152,7 @@ impl Fake {
             fingerprint: Fingerprint::new([n; 32]),
             public_key: None,
             validity: Validity::default(),
-            enabled: true,
+            enabled: !self.disabled.lock().unwrap().contains(&n),
             created: None,
             assurance: Assurance { device: "fake".into(), sensitive: true, ..Default::default() },
         }
@@ -190,7 +204,7 @@ impl Backend for Fake {
         _deadline: Instant,
     ) -> Result<Vec<VersionInfo>, Error> {
         self.check_denial()?;
-        Ok(self.versions.lock().unwrap().iter().map(|n| Self::info(key, *n)).collect())
+        Ok(self.versions.lock().unwrap().iter().map(|n| self.info(key, *n)).collect())
     }
 
     async fn prove(
@@ -227,6 +241,9 @@ impl Backend for Fake {
         let key = key_byte(version);
         let mut out: Vec<u8> = payload.expose().iter().map(|byte| byte ^ key ^ 0x5a).collect();
         out.extend(checksum(&out, key));
+        if self.garbles.load(Ordering::Relaxed) {
+            out[0] ^= 1;
+        }
         Ok(out)
     }
 

@@ -11,7 +11,7 @@ use keyward::{
     client::{Client, Endpoint, TlsFiles, WrappedDek},
     clock,
     engine::{Engine, KekSpec},
-    kek::{Algorithm, KekName, KeyRef},
+    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
     kept::Revocations,
     lease::Terms,
     observe::Metrics,
@@ -94,6 +94,7 @@ fn spec(name: &str, backend: &Arc<dyn Backend>) -> KekSpec {
         backend: Arc::clone(backend),
         key: KeyRef::parse(name).unwrap(),
         algorithm: Algorithm::RsaOaep256,
+        newest_disabled: NewestDisabled::default(),
     }
 }
 

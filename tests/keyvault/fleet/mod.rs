@@ -19,7 +19,7 @@ use keyward::{
     envelope::{Context, Dek, WrappedDek},
     error::{Error, Reason, Retry},
     guard::Class,
-    kek::{Algorithm, KekName, KeyRef},
+    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
     lease::{
         Terms,
         fleet::{Pace, Quota, Toll},
@@ -75,6 +75,7 @@ impl Node {
             backend: Way::to(vault, real),
             key: KeyRef::parse("orders").unwrap(),
             algorithm: Algorithm::RsaOaep256,
+            newest_disabled: NewestDisabled::default(),
         };
         let metrics = Arc::new(Metrics::new(["orders"], ["vault"]));
         let cache = CacheSettings { capacity: 64, ttl: HOUR, idle: HOUR };

@@ -170,6 +170,11 @@ impl<T: Send + Sync + 'static> Joined<T> {
         self.role
     }
 
+    /// Whether the result is there. Who joins such a flight is too late for another.
+    pub fn has_landed(&self) -> bool {
+        self.seats.result.borrow().is_some()
+    }
+
     /// Tells the task that somebody waits who is in a hurry.
     pub fn hurry(&self) {
         self.seats.hurry.notify_one();

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use tokio::{sync::Notify, time::timeout_at};
+use tokio::{sync::Notify, task::yield_now, time::timeout_at};
 
 use super::{
     Engine, Running,
@@ -146,7 +146,13 @@ impl Wanted<'_> {
                 if clock::now() >= self.ask.deadline {
                     return Err(error);
                 }
-                self.wait(self.board(kek, custody, held, key)?).await
+                let mut next = self.board(kek, custody, held, key)?;
+                // The one that failed leaves its place a moment after it lands.
+                while next.has_landed() {
+                    yield_now().await;
+                    next = self.board(kek, custody, held, key)?;
+                }
+                self.wait(next).await
             }
             other => other,
         }

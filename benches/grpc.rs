@@ -104,6 +104,15 @@ impl KeyWrap for Echo {
         Err(Status::unimplemented(""))
     }
 
+    type WatchKeksStream = Never<wire::WatchKeksResponse>;
+
+    async fn watch_keks(
+        &self,
+        _: Request<wire::WatchKeksRequest>,
+    ) -> Result<Response<Self::WatchKeksStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_keks(
         &self,
         _: Request<wire::ListKeksRequest>,

@@ -22,6 +22,11 @@ pub const UNWRAP_STREAM_WINDOW: usize = 64;
 /// is background work and every item in work holds a place in the HSM's queue.
 pub const REWRAP_STREAM_WINDOW: usize = 4;
 
+/// Calls of WatchKeks at once.
+pub const WATCHERS_MAX: usize = 1024;
+/// KEKs that one of them may name.
+pub const WATCHED_MAX: usize = 1024;
+
 /// An operation that a policy can allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -41,6 +46,8 @@ pub enum Op {
     Revoke,
     /// Give a revoked KEK back. For operators.
     Restore,
+    /// Have a KEK read from its backend at once. For operators.
+    Reload,
 }
 
 /// How loudly an operation is recorded.
@@ -74,7 +81,7 @@ pub struct OpSpec {
 }
 
 /// The table.
-pub const OPS: [OpSpec; 8] = [
+pub const OPS: [OpSpec; 9] = [
     OpSpec {
         op: Op::Wrap,
         name: "wrap",
@@ -139,6 +146,14 @@ pub const OPS: [OpSpec; 8] = [
         carries_dek: false,
         audit: Audit::Always,
     },
+    OpSpec {
+        op: Op::Reload,
+        name: "reload",
+        deadline: SECONDS_30,
+        idempotent: true,
+        carries_dek: false,
+        audit: Audit::Always,
+    },
 ];
 
 const SECONDS_10: Duration = Duration::from_secs(10);
@@ -183,6 +198,6 @@ mod tests {
             assert_eq!(spec.op.spec().name, spec.name);
             assert_eq!(Op::from_name(spec.name), Some(spec.op));
         }
-        assert_eq!(Op::from_name("reload"), None);
+        assert_eq!(Op::from_name("status"), None);
     }
 }

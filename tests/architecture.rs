@@ -24,7 +24,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
     ("auth", 1, &["error", "kek", "op"]),
     ("envelope", 1, &["secret", "error", "op", "kek"]),
     // recorders
-    ("observe", 2, &["error", "op", "auth"]),
+    ("observe", 2, &["error", "op", "kek", "auth"]),
     ("kept", 2, &["error", "kek"]),
     // the seam
     ("backend", 3, &["clock", "secret", "error", "kek", "observe"]),
@@ -52,7 +52,7 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
             "secret", "error",
         ],
     ),
-    ("server", 6, &["api", "wire", "engine", "carriers", "observe", "auth", "op", "error"]),
+    ("server", 6, &["api", "wire", "engine", "carriers", "observe", "auth", "kek", "op", "error"]),
     ("client", 6, &["wire", "op", "secret", "error"]),
     ("load", 6, &["client", "wire", "backend", "kek", "op", "secret", "error"]),
     // assembly: may import everything below it

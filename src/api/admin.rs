@@ -6,21 +6,22 @@ use std::{sync::Arc, time::Instant};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::error;
 
-use super::{Api, Call, on_record};
+use super::{Api, Call, encode, on_record};
 use crate::{
     auth::Permit,
-    engine::{Purged, Revoked},
+    engine::{Purged, Reloaded, Revoked},
     error::{Error, Reason},
     op::Op,
     wire::{
-        self, PurgeCacheRequest, PurgeCacheResponse, RestoreKekRequest, RestoreKekResponse,
-        RevokeKekRequest, RevokeKekResponse,
+        self, PurgeCacheRequest, PurgeCacheResponse, ReloadRequest, ReloadResponse,
+        RestoreKekRequest, RestoreKekResponse, RevokeKekRequest, RevokeKekResponse,
     },
 };
 
-/// The same for who may purge nothing, whatever there is.
-fn refusal() -> Error {
-    Error::new(Reason::PermissionDenied, "the policy does not allow this caller to purge any KEK")
+/// The same for who may do it with no KEK, whatever there is.
+fn refusal(op: Op) -> Error {
+    let what = format!("the policy does not allow this caller to {op} any KEK");
+    Error::new(Reason::PermissionDenied, what)
         .with_fix("ask the operator for a [[policy]] entry that names this caller")
 }
 
@@ -35,7 +36,15 @@ async fn to_its_end<T: Send + 'static>(
 }
 
 impl Api {
-    /// A permit for each KEK that the caller may purge; `Err` if for none.
+    /// A permit for the KEK of that name, or for each that the caller may do this with if
+    /// there is no name; `Err` if for none.
+    fn permits(&self, call: &Call, name: &str) -> Result<Vec<Permit>, Error> {
+        match name {
+            "" => self.all_permits(call),
+            name => Ok(vec![self.admit(call, name, |_| Ok(()))?.0]),
+        }
+    }
+
     fn all_permits(&self, call: &Call) -> Result<Vec<Permit>, Error> {
         let policy = self.policy.load();
         let permits: Vec<_> = self
@@ -46,7 +55,7 @@ impl Api {
         match permits.is_empty() {
             false => Ok(permits),
             true => {
-                let refusal = Err(refusal());
+                let refusal = Err(refusal(call.op));
                 on_record(&self.metrics, call.op, &call.peer, "-", Instant::now(), refusal)
             }
         }
@@ -61,10 +70,7 @@ impl wire::admin_server::Admin for Api {
     ) -> Result<Response<PurgeCacheResponse>, Status> {
         let call = Call::unary(self, Op::Purge, &request)?;
         let PurgeCacheRequest { kek } = request.into_inner();
-        let permits = match kek.as_str() {
-            "" => self.all_permits(&call)?,
-            name => vec![self.admit(&call, name, |_| Ok(()))?.0],
-        };
+        let permits = self.permits(&call, &kek)?;
         let (engine, own) = (Arc::clone(&self.engine), call.peer.carrier().clone());
         let Purged { deks, connections, left_open } =
             to_its_end(async move { engine.purge(permits, &own).await }).await?;
@@ -100,5 +106,27 @@ impl wire::admin_server::Admin for Api {
         let engine = Arc::clone(&self.engine);
         to_its_end(async move { engine.restore(permit).await }).await?;
         Ok(Response::new(RestoreKekResponse {}))
+    }
+
+    async fn reload(
+        &self,
+        request: Request<ReloadRequest>,
+    ) -> Result<Response<ReloadResponse>, Status> {
+        let call = Call::unary(self, Op::Reload, &request)?;
+        let ReloadRequest { kek } = request.into_inner();
+        let permits = self.permits(&call, &kek)?;
+        let reloaded = self.engine.reload(permits, call.deadline).await;
+        // A name that is not configured is the caller's mistake, not a KEK that fails.
+        let mut keks: Vec<_> = Vec::with_capacity(reloaded.len());
+        for Reloaded { kek, current } in reloaded {
+            keks.push(match current {
+                Err(error) if error.reason() == Reason::KekNotFound && !self.engine.has(&kek) => {
+                    return Err(error.into());
+                }
+                Ok(id) => encode::reloaded(&kek, Some(&id), None),
+                Err(error) => encode::reloaded(&kek, None, Some(error)),
+            });
+        }
+        Ok(Response::new(ReloadResponse { keks }))
     }
 }

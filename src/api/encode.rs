@@ -3,9 +3,13 @@
 use std::time::SystemTime;
 
 use crate::{
-    engine::{KekDescription, Source, VersionDescription},
+    engine::{KekDescription, News, Source, Stand, VersionDescription},
     envelope::{Dek, WrappedDek},
-    kek::{Algorithm, Assurance, PublicKey, State, VersionInfo},
+    error::{Error, Reason},
+    kek::{
+        Algorithm, Assurance, Condition, Event, EventKind, KekName, PublicKey, State, VersionId,
+        VersionInfo,
+    },
     wire,
 };
 
@@ -56,7 +60,16 @@ pub(super) fn algorithm(algorithm: Algorithm) -> wire::Algorithm {
 }
 
 pub(super) fn kek(description: &KekDescription, keys: PublicKeys) -> wire::Kek {
-    let KekDescription { name, backend, backend_kind, algorithm, current, versions } = description;
+    let KekDescription {
+        name,
+        backend,
+        backend_kind,
+        algorithm,
+        current,
+        versions,
+        condition,
+        reason,
+    } = description;
     let keeper = versions
         .iter()
         .find(|version| Some(&version.info.id) == current.as_ref())
@@ -65,9 +78,78 @@ pub(super) fn kek(description: &KekDescription, keys: PublicKeys) -> wire::Kek {
         name: name.as_str().to_owned(),
         backend: backend.clone(),
         algorithm: self::algorithm(*algorithm).into(),
-        current_version: current.as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
+        current_version: version_name(current.as_ref()),
         versions: versions.iter().map(|version| self::version(version, keys)).collect(),
         assurance: Some(assurance(backend_kind, keeper)),
+        condition: self::condition(*condition).into(),
+        reason: reason_name(*reason),
+    }
+}
+
+/// What happened to a KEK.
+pub(super) fn news(News { event, at, stand }: News) -> wire::KekEvent {
+    let Event { kind, version, reason, expires } = event;
+    wire::KekEvent {
+        kind: event_kind(kind).into(),
+        version: version_name(version.as_ref()),
+        reason: reason_name(reason),
+        expires_at: expires.map(timestamp),
+        ..self::stand(stand, at)
+    }
+}
+
+/// How a KEK stands, as an event.
+pub(super) fn stand(stand: Stand, at: SystemTime) -> wire::KekEvent {
+    let Stand { kek, condition, reason, current } = stand;
+    wire::KekEvent {
+        kek: kek.as_str().to_owned(),
+        kind: wire::KekEventKind::State.into(),
+        version: String::new(),
+        reason: reason_name(reason),
+        at: Some(timestamp(at)),
+        condition: self::condition(condition).into(),
+        current_version: version_name(current.as_ref()),
+        expires_at: None,
+    }
+}
+
+/// What came of reading a KEK.
+pub(super) fn reloaded(
+    kek: &KekName,
+    current: Option<&VersionId>,
+    error: Option<Error>,
+) -> wire::ReloadedKek {
+    wire::ReloadedKek {
+        kek: kek.as_str().to_owned(),
+        current_version: version_name(current),
+        error: error.map(Into::into),
+    }
+}
+
+fn version_name(id: Option<&VersionId>) -> String {
+    id.map_or_else(String::new, |id| id.as_str().to_owned())
+}
+
+fn reason_name(reason: Option<Reason>) -> String {
+    reason.map_or_else(String::new, |reason| reason.as_str().to_owned())
+}
+
+fn condition(condition: Condition) -> wire::KekCondition {
+    match condition {
+        Condition::Serving => wire::KekCondition::Serving,
+        Condition::Grace => wire::KekCondition::Grace,
+        Condition::Dark => wire::KekCondition::Dark,
+    }
+}
+
+fn event_kind(kind: EventKind) -> wire::KekEventKind {
+    match kind {
+        EventKind::VersionAdded => wire::KekEventKind::VersionAdded,
+        EventKind::CurrentChanged => wire::KekEventKind::CurrentChanged,
+        EventKind::Expiring => wire::KekEventKind::Expiring,
+        EventKind::Unreachable => wire::KekEventKind::Unreachable,
+        EventKind::Revoked => wire::KekEventKind::Revoked,
+        EventKind::Restored => wire::KekEventKind::Restored,
     }
 }
 
@@ -119,6 +201,23 @@ fn timestamp(time: SystemTime) -> prost_types::Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_happens_has_the_same_name_on_the_wire() {
+        for condition in Condition::ALL {
+            assert_eq!(super::condition(condition).as_str_name(), condition.as_str());
+        }
+        for (kind, name) in [
+            (EventKind::VersionAdded, "VERSION_ADDED"),
+            (EventKind::CurrentChanged, "CURRENT_CHANGED"),
+            (EventKind::Expiring, "EXPIRING"),
+            (EventKind::Unreachable, "UNREACHABLE"),
+            (EventKind::Revoked, "REVOKED"),
+            (EventKind::Restored, "RESTORED"),
+        ] {
+            assert_eq!((kind.as_str(), event_kind(kind).as_str_name()), (name, name));
+        }
+    }
 
     #[test]
     fn states_have_the_same_names_on_the_wire() {

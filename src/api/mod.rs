@@ -16,13 +16,14 @@ mod finish;
 mod peer;
 mod status;
 mod streams;
+mod watch;
 
 use std::{mem, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::stream::BoxStream;
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch::Receiver};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 pub use finish::{finish, unknown_method};
@@ -36,7 +37,7 @@ use crate::{
     guard::Class,
     kek::KekName,
     observe::{Metrics, Record},
-    op::{MESSAGE_MAX_BYTES, Op},
+    op::{MESSAGE_MAX_BYTES, Op, WATCHERS_MAX},
     wire::{self, admin_server::AdminServer, key_wrap_server::KeyWrapServer},
 };
 
@@ -58,9 +59,10 @@ pub fn services(
     engine: Arc<Engine>,
     policy: Arc<ArcSwap<Policy>>,
     metrics: Arc<Metrics>,
-    draining: watch::Receiver<bool>,
+    draining: Receiver<bool>,
 ) -> Services {
-    let api = Api { engine, policy, metrics, draining };
+    let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+    let api = Api { engine, policy, metrics, draining, watchers };
     Services {
         key_wrap: KeyWrapServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
@@ -80,7 +82,9 @@ pub struct Api {
     policy: Arc<ArcSwap<Policy>>,
     /// For what is refused before it reaches the engine.
     metrics: Arc<Metrics>,
-    draining: watch::Receiver<bool>,
+    draining: Receiver<bool>,
+    /// Places for those who watch KEKs.
+    watchers: Arc<Semaphore>,
 }
 
 /// One unary call, or one item of a stream.
@@ -286,6 +290,15 @@ impl wire::key_wrap_server::KeyWrap for Api {
             return Err(status::message_too_large());
         }
         Ok(Response::new(response))
+    }
+
+    type WatchKeksStream = BoxStream<'static, Result<wire::WatchKeksResponse, Status>>;
+
+    async fn watch_keks(
+        &self,
+        request: Request<wire::WatchKeksRequest>,
+    ) -> Result<Response<Self::WatchKeksStream>, Status> {
+        watch::watch(self, request)
     }
 }
 

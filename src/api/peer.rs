@@ -38,7 +38,7 @@ impl Peer {
     }
 
     /// Who it is.
-    pub(super) fn who(&self) -> &Arc<Identity> {
+    pub fn who(&self) -> &Arc<Identity> {
         &self.0.who
     }
 

@@ -100,14 +100,14 @@ pub(super) fn rewrap(
 }
 
 /// Who opened a stream, and until when it may go on.
-struct Caller {
+pub(super) struct Caller {
     op: Op,
-    peer: Peer,
+    pub(super) peer: Peer,
     deadline: Option<Instant>,
 }
 
 impl Caller {
-    fn of<T>(api: &Api, op: Op, request: &Request<T>) -> Result<Self, Error> {
+    pub(super) fn of<T>(api: &Api, op: Op, request: &Request<T>) -> Result<Self, Error> {
         let peer = peer::peer(request.extensions())?;
         let given = deadline::given(request.metadata(), Instant::now());
         let deadline = on_record(&api.metrics, op, &peer, "-", Instant::now(), given)?;
@@ -122,7 +122,7 @@ impl Caller {
     }
 
     /// Resolves when the stream has to end although the client would go on.
-    fn stop(&self, mut draining: watch::Receiver<bool>) -> BoxFuture<'static, Error> {
+    pub(super) fn stop(&self, mut draining: watch::Receiver<bool>) -> BoxFuture<'static, Error> {
         let deadline = self.deadline;
         let mut closing = self.peer.closing();
         Box::pin(async move {

@@ -9,7 +9,8 @@ use super::{
     failure::Failure,
     output::print,
     show::{self, row, yes_no},
-    sidecar::{self, KekState, KekVersion, Purged, Revoked, SidecarArgs, algorithm_name},
+    sidecar::{self, KekState, KekVersion, Purged, Reloaded, Revoked, SidecarArgs, algorithm_name},
+    watch::Watch,
 };
 
 /// `keyward kek …`
@@ -17,6 +18,8 @@ use super::{
 pub(super) enum Kek {
     List(List),
     Show(Show),
+    Watch(Watch),
+    Reload(Reload),
     Purge(Purge),
     Revoke(Revoke),
     Restore(Restore),
@@ -42,6 +45,20 @@ pub(super) struct Show {
     /// The KEK
     #[arg(value_name = "NAME")]
     name: String,
+}
+
+/// Have a KEK, or all that we may reload, read from the backend at once
+///
+/// What its owner did to the key takes effect before the command ends, instead of at the
+/// sidecar's next look: a new version, a key that was disabled or is back.
+#[derive(Args, Debug)]
+pub(super) struct Reload {
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+
+    /// The KEK; without it, every KEK that we may reload
+    #[arg(value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    name: Option<String>,
 }
 
 /// Wipe the cached DEKs of a KEK, or of all that we may purge
@@ -91,6 +108,8 @@ impl Kek {
         match self {
             Self::List(command) => command.run(json),
             Self::Show(command) => command.run(json),
+            Self::Watch(command) => command.run(json),
+            Self::Reload(command) => command.run(json),
             Self::Purge(command) => command.run(json),
             Self::Revoke(command) => command.run(json),
             Self::Restore(command) => command.run(json),
@@ -132,6 +151,36 @@ impl Show {
         match json {
             true => print(&show::json_line(&kek_json(&kek))),
             false => print(&text(&kek)),
+        }
+    }
+}
+
+impl Reload {
+    fn run(self, json: bool) -> Result<(), Failure> {
+        let keks = self.sidecar.connect()?.reload(self.name.as_deref())?;
+        if json {
+            let keks: Vec<_> = keks
+                .iter()
+                .map(|Reloaded { kek, current }| {
+                    json!({
+                        "name": kek,
+                        "current_version": current.as_ref().ok(),
+                        "reason": current.as_ref().err().map(|error| error.reason()),
+                    })
+                })
+                .collect();
+            print(&show::json_line(&json!({ "keks": keks })))?;
+        } else {
+            let mut rows = vec![row(["NAME", "CURRENT", "REASON"])];
+            rows.extend(keks.iter().map(|Reloaded { kek, current }| match current {
+                Ok(current) => row([kek, current, "-"]),
+                Err(error) => row([kek, "-", error.reason()]),
+            }));
+            print(&show::table(&rows))?;
+        }
+        match keks.into_iter().find_map(|Reloaded { current, .. }| current.err()) {
+            None => Ok(()),
+            Some(error) => Err(error.into()),
         }
     }
 }

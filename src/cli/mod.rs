@@ -30,6 +30,7 @@ mod show;
 mod sidecar;
 mod tls;
 mod unwrap;
+mod watch;
 mod wrap;
 
 use std::process::ExitCode;

@@ -105,11 +105,15 @@ impl Output {
 
 /// Prints text for people or programs. A reader that has read enough is no failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    print_on(text).map(|_| ())
+}
+
+/// As [`print`], and says whether somebody reads on.
+pub(super) fn print_on(text: &str) -> Result<bool, Failure> {
     match standard_output().and_then(|mut out| out.write_all(text.as_bytes())) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new("cannot write to standard output").with_cause(error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new("cannot write to standard output").with_cause(error)),
     }
 }
 

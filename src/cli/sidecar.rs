@@ -4,9 +4,12 @@
 use std::{env, path::PathBuf, time::Duration};
 
 use clap::Args;
+use futures_util::StreamExt;
 use tokio::runtime::Runtime;
 
-pub(super) use crate::client::{Kek, KekState, KekVersion, Purged, Revoked, Rewrapped, WrappedDek};
+pub(super) use crate::client::{
+    Kek, KekEvent, KekState, KekVersion, Purged, Reloaded, Revoked, Rewrapped, WrappedDek,
+};
 
 use super::failure::Failure;
 use crate::{
@@ -158,6 +161,27 @@ impl Sidecar {
 
     pub(super) fn keks(&self) -> Result<Vec<Kek>, Failure> {
         Ok(self.runtime.block_on(self.client.list_keks())?)
+    }
+
+    /// Calls `tell` with each event, for as long as it wants more.
+    pub(super) fn watch(
+        &self,
+        names: &[&str],
+        mut tell: impl FnMut(&KekEvent) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        self.runtime.block_on(async {
+            let mut events = self.client.watch_keks(names).await?;
+            while let Some(event) = events.next().await {
+                if !tell(&event?)? {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn reload(&self, kek: Option<&str>) -> Result<Vec<Reloaded>, Failure> {
+        Ok(self.runtime.block_on(self.client.reload(kek))?)
     }
 
     pub(super) fn purge(&self, kek: Option<&str>) -> Result<Purged, Failure> {

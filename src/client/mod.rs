@@ -34,6 +34,7 @@ mod endpoint;
 mod error;
 mod retry;
 mod streams;
+mod watch;
 
 use std::{fmt, future::Future, mem, sync::Arc, time::Duration};
 
@@ -45,8 +46,12 @@ pub use error::Error;
 pub use retry::ATTEMPTS_MAX;
 pub use streams::{Answer, Answers, Item};
 pub use tonic::Code;
+pub use watch::Events;
 
-pub use crate::wire::{Algorithm, Assurance, Kek, KekState, KekVersion, WrappedDek};
+pub use crate::wire::{
+    Algorithm, Assurance, Kek, KekCondition, KekEvent, KekEventKind, KekState, KekVersion,
+    WrappedDek,
+};
 
 use crate::{
     op::{DEK_MAX_BYTES, DEK_MIN_BYTES, MESSAGE_MAX_BYTES, Op},
@@ -102,6 +107,15 @@ pub struct Revoked {
     /// Whether the KEK stays revoked when the sidecar is restarted. It is revoked now either
     /// way.
     pub kept: bool,
+}
+
+/// What came of having a KEK read.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// The KEK.
+    pub kek: String,
+    /// The version that wraps; `Err` says why none does, or why it could not be read.
+    pub current: Result<String, Error>,
 }
 
 impl Client {
@@ -277,6 +291,29 @@ impl Client {
         };
         let wire::RestoreKekResponse {} = self.call(Op::Restore, request, send).await?;
         Ok(())
+    }
+
+    /// Has the sidecar read `kek`, or every KEK that we may reload, from its backend at once.
+    /// For operators: it takes the permission `reload`.
+    pub async fn reload(&self, kek: Option<&str>) -> Result<Vec<Reloaded>, Error> {
+        // As for a purge.
+        if kek == Some("") {
+            return Err(Error::kek_name_empty());
+        }
+        let request = || wire::ReloadRequest { kek: kek.unwrap_or_default().to_owned() };
+        let send = |_, request| {
+            let mut admin = self.admin.clone();
+            async move { admin.reload(request).await }
+        };
+        let response = self.call(Op::Reload, request, send).await?;
+        let reloaded = response.keks.into_iter().map(|reloaded| Reloaded {
+            kek: reloaded.kek,
+            current: match reloaded.error {
+                None => Ok(reloaded.current_version),
+                Some(error) => Err(Error::from_item(error)),
+            },
+        });
+        Ok(reloaded.collect())
     }
 
     /// Makes one call: attempts, pauses and all within one deadline.

@@ -10,8 +10,8 @@ use crate::{
     op::{OPS, Op},
 };
 
-/// Operations of operators that come with a later release.
-const OPERATOR_OPS: [&str; 2] = ["reload", "status"];
+/// An operation of operators that comes with a later release.
+const LATER: &str = "status";
 
 pub(super) fn read(entries: &[Fields<'_>]) -> Option<Policy> {
     let grants: Vec<_> = entries.iter().map(read_one).collect();
@@ -48,7 +48,7 @@ fn operation(text: &str) -> Result<Op, Wrong> {
     if let Some(op) = Op::from_name(text) {
         return Ok(op);
     }
-    if OPERATOR_OPS.contains(&text) {
+    if text == LATER {
         return Err(Wrong::new(format!("{} is not in this release", quoted(text)), "remove it"));
     }
     let names: Vec<_> = OPS.iter().map(|spec| spec.name).collect();

@@ -487,7 +487,7 @@ pub(super) static MAY: Key = Key::required(
 )
 .doc(
     "Operations: wrap, unwrap, generate, rewrap, describe; for operators also purge, revoke,\n\
-             restore.",
+     restore, reload.",
 );
 
 pub(super) static POLICY_KEK: Key =

@@ -195,7 +195,7 @@ ttl = "5d"
 
 [[policy]]
 who = "uid:0"
-may = ["warp", "reload"]
+may = ["warp", "status"]
 kek = []
 "#;
     let found = mistakes(text);
@@ -233,7 +233,7 @@ kek = []
         "did you mean hsm?",
         "did you mean wrap?",
         "Bleichenbacher",
-        "\"reload\" is not in this release",
+        "\"status\" is not in this release",
         "is not a duration",
         "choose a number from 1 to 64",
     ] {

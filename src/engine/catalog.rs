@@ -21,7 +21,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore};
 use tracing::warn;
 
-use super::{custody::Custody, rounds::proofs_at_once, tolls::Tolls};
+use super::{
+    custody::Custody,
+    rounds::proofs_at_once,
+    tolls::Tolls,
+    watch::{Crier, Lookout},
+};
 use crate::{
     backend::Backend,
     clock,
@@ -74,6 +79,7 @@ pub(super) struct Kek {
     purges: AtomicU64,
     /// Rung when an operation met a key that is not what is known of it.
     pub(super) suspicion: Notify,
+    pub(super) lookout: Lookout,
 }
 
 /// Whether an operator took the KEK away.
@@ -139,7 +145,7 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics) -> Self {
+    pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics, crier: &Crier) -> Self {
         // KEKs of one backend share what stands around it.
         let mut ways: Vec<(Arc<dyn Backend>, Way)> = Vec::new();
         let mut keks = BTreeMap::new();
@@ -153,7 +159,7 @@ impl Catalog {
                     way
                 }
             };
-            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, way, metrics)));
+            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, way, metrics, crier.clone())));
         }
         Self { keks, guards: ways.into_iter().map(|(_, way)| way.guard).collect() }
     }
@@ -177,7 +183,7 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, way: Way, metrics: &Metrics) -> Self {
+    fn new(spec: KekSpec, way: Way, metrics: &Metrics, crier: Crier) -> Self {
         let known = Known::trouble(unread(&spec.name));
         let Way { guard, proofs, tolls } = way;
         Self {
@@ -193,6 +199,7 @@ impl Kek {
             wiped: Mutex::default(),
             purges: AtomicU64::new(0),
             suspicion: Notify::new(),
+            lookout: Lookout::new(crier),
         }
     }
 
@@ -202,14 +209,21 @@ impl Kek {
 
     /// The version that wraps now.
     pub(super) fn current(&self) -> Result<Held, Error> {
-        let known = self.known();
+        self.current_of(&self.known(), clock::now(), SystemTime::now())
+    }
+
+    pub(super) fn current_of(
+        &self,
+        known: &Known,
+        now: Instant,
+        at: SystemTime,
+    ) -> Result<Held, Error> {
         if let Some(trouble) = &known.trouble {
             return Err(trouble.clone());
         }
-        let versions = known.versions.iter().map(|leased| &leased.version);
-        let usable = current(versions, SystemTime::now())?;
+        let usable = current(known.versions.iter().map(|leased| &leased.version), at)?;
         let leased = known.versions.get(&usable.info().id);
-        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()), clock::now())
+        self.hold(usable, leased.and_then(|leased| leased.lease.as_ref()), now)
     }
 
     /// The version of that name, for unwrapping.
@@ -225,8 +239,18 @@ impl Kek {
             )
             .with_fix("`keyward kek show` lists its versions; the backend may have lost this one")
         })?;
-        let usable = leased.version.usable(Purpose::Unwrap, SystemTime::now())?;
-        self.hold(usable, leased.lease.as_ref(), now)
+        self.held(&leased.version, leased.lease.as_ref(), now, SystemTime::now())
+    }
+
+    /// A version, for unwrapping.
+    pub(super) fn held(
+        &self,
+        version: &Version,
+        lease: Option<&Arc<Lease>>,
+        now: Instant,
+        at: SystemTime,
+    ) -> Result<Held, Error> {
+        self.hold(version.usable(Purpose::Unwrap, at)?, lease, now)
     }
 
     fn hold(
@@ -309,7 +333,10 @@ impl Kek {
         revocation.revoked = true;
         revocation.changes += 1;
         let known = Known::trouble(revoked_error(&self.spec.name));
-        self.replace(known, Purge::Revoked, custody).unwrap_or_default()
+        let wiped = self.replace(known, Purge::Revoked, custody).unwrap_or_default();
+        drop(revocation);
+        self.look_over();
+        wiped
     }
 
     /// Whether an operator took it away.
@@ -324,6 +351,8 @@ impl Kek {
             revocation.revoked = false;
             revocation.changes += 1;
             self.replace(Known::trouble(unread(&self.spec.name)), Purge::Revoked, custody);
+            drop(revocation);
+            self.look_over();
             self.suspicion.notify_one();
         }
     }
@@ -388,6 +417,8 @@ impl Kek {
         {
             custody.let_carriers_go(&self.spec.name);
         }
+        drop(revocation);
+        self.look_over();
     }
 
     /// Swaps `known` in and ends the leases that it does not go on with. Returns how many

@@ -5,11 +5,12 @@ use std::{sync::Arc, time::SystemTime};
 use super::{
     Engine, Running,
     catalog::{KekSpec, Leased},
+    watch::Stand,
 };
 use crate::{
     auth::Permit,
-    error::Error,
-    kek::{Algorithm, KekName, Proof, State, VersionId, VersionInfo},
+    error::{Error, Reason},
+    kek::{Algorithm, Condition, KekName, Proof, State, VersionId, VersionInfo},
     op::Op,
 };
 
@@ -28,6 +29,10 @@ pub struct KekDescription {
     pub current: Option<VersionId>,
     /// Newest first.
     pub versions: Vec<VersionDescription>,
+    /// How it stands.
+    pub condition: Condition,
+    /// Why it stands no better.
+    pub reason: Option<Reason>,
 }
 
 /// What is known of a version.
@@ -57,13 +62,16 @@ impl Engine {
                     _ => None,
                 },
             });
+            let Stand { condition, reason, current, .. } = kek.stand();
             KekDescription {
                 name: name.clone(),
                 backend: backend.name().to_owned(),
                 backend_kind: backend.kind(),
                 algorithm: *algorithm,
-                current: kek.current().ok().map(|held| held.version.info().id.clone()),
+                current,
                 versions: versions.collect(),
+                condition,
+                reason,
             }
         });
         running.end(result)

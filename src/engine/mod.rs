@@ -11,12 +11,14 @@ mod describe;
 mod generate;
 mod prover;
 mod purge;
+mod reload;
 mod rewrap;
 mod rounds;
 mod samples;
 mod startup;
 mod tolls;
 mod unwrap;
+mod watch;
 mod wrap;
 
 use std::{
@@ -31,9 +33,11 @@ pub use custody::Purged;
 pub use describe::{KekDescription, VersionDescription};
 pub use prover::keep_proven;
 pub use purge::Revoked;
+pub use reload::Reloaded;
 pub use rewrap::Rewrapped;
 pub use startup::prove;
 pub use unwrap::{Source, Unwrapped};
+pub use watch::{News, Stand};
 
 use crate::{
     auth::Permit,
@@ -50,6 +54,7 @@ use crate::{
 use catalog::{Catalog, Kek};
 use custody::Custody;
 use rounds::Look;
+use watch::Crier;
 
 /// Unwraps by the backend that may be under way at once, for different DEKs.
 const FLIGHTS_MAX: usize = 16 * 1024;
@@ -63,6 +68,7 @@ pub struct Engine {
     /// the record and the KEK do not come to disagree.
     changing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
+    crier: Crier,
     /// Makes numbers of callers that no caller can choose.
     callers: RandomState,
 }
@@ -80,10 +86,11 @@ impl Engine {
         lease::start_counting();
         let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
         let custody = Arc::new(Custody { cache, carriers, terms, flights });
-        let catalog = Catalog::new(keks, &metrics);
+        let crier = Crier::new();
+        let catalog = Catalog::new(keks, &metrics, &crier);
         let (revocations, callers) = (Arc::new(revocations), RandomState::new());
         let changing = tokio::sync::Mutex::default();
-        Self { catalog, custody, revocations, changing, metrics, callers }
+        Self { catalog, custody, revocations, changing, metrics, crier, callers }
     }
 
     /// The register of connections, for who opens some.
@@ -91,11 +98,13 @@ impl Engine {
         &self.custody.carriers
     }
 
-    /// Wipes what has expired or lapsed by `now`. To be called several times a second.
+    /// Wipes what has expired or lapsed by `now`, and tells what time has changed. To be
+    /// called several times a second.
     pub fn tend(&self, now: Instant) {
         self.custody.cache.sweep(now);
         for kek in self.catalog.iter() {
             kek.wipe_lapsed(&self.custody, now);
+            kek.look_over();
         }
     }
 

@@ -46,6 +46,7 @@ impl Engine {
             }
         }));
         for kek in self.catalog.iter() {
+            samples.keks.push((kek.spec.name.to_string(), kek.stand().condition));
             let known = kek.known();
             let interval_seconds = kek.terms(&self.custody).interval.as_secs_f64();
             samples.leases.extend(known.versions.iter().map(

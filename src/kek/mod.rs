@@ -11,6 +11,7 @@ mod lifecycle;
 mod name;
 mod public_key;
 mod version;
+mod watch;
 
 pub use algorithm::{Algorithm, Family, OaepHash};
 pub use lifecycle::{
@@ -20,3 +21,6 @@ pub use lifecycle::{
 pub use name::{KekName, KeyRef};
 pub use public_key::PublicKey;
 pub use version::{Assurance, Fingerprint, Validity, VersionId, VersionInfo, VersionSet};
+pub use watch::{
+    Condition, EXPIRY_NOTICE, Event, EventKind, Released, Sight, Tracker, VersionSight,
+};

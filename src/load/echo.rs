@@ -175,6 +175,15 @@ impl KeyWrap for Answering {
         not_here()
     }
 
+    type WatchKeksStream = Answers<wire::WatchKeksResponse>;
+
+    async fn watch_keks(
+        &self,
+        _: Request<wire::WatchKeksRequest>,
+    ) -> Answered<Self::WatchKeksStream> {
+        not_here()
+    }
+
     async fn list_keks(
         &self,
         _: Request<wire::ListKeksRequest>,

@@ -87,9 +87,10 @@ pub async fn serve(
     let drain = Arc::new(Drain::new());
     let Served { engine, policy, metrics, ready } = served;
     let carriers = Arc::clone(engine.carriers());
+    let keks = health::Permitted { engine: Arc::clone(&engine), policy: Arc::clone(&policy) };
     let services = Arc::new(Services::new(
         api::services(engine, policy, Arc::clone(&metrics), drain.draining()),
-        health::Health::new(ready.clone(), drain.draining()),
+        health::Health::new(Arc::new(keks), ready.clone(), drain.draining()),
     ));
     let gate = Gate::new(settings, services, carriers, Arc::clone(&drain), Arc::clone(&metrics));
 

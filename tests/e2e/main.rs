@@ -26,4 +26,5 @@ mod revocation;
 mod served;
 mod states;
 mod vault_states;
+mod watch;
 mod watched;

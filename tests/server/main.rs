@@ -17,3 +17,4 @@ mod rounds;
 mod streams;
 mod tls;
 mod unwraps;
+mod watch;

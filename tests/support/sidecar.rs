@@ -33,7 +33,7 @@ use super::{fake::Fake, pki::Pki};
 pub const NODE: &str = "spiffe://example.org/node/1";
 /// A KEK that exists and that the policy gives to nobody.
 pub const UNGRANTED: &str = "treasury";
-pub const ALL_OPS: [Op; 8] = [
+pub const ALL_OPS: [Op; 9] = [
     Op::Wrap,
     Op::Unwrap,
     Op::Generate,
@@ -42,6 +42,7 @@ pub const ALL_OPS: [Op; 8] = [
     Op::Purge,
     Op::Revoke,
     Op::Restore,
+    Op::Reload,
 ];
 
 pub struct Sidecar {

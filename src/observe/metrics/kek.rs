@@ -4,6 +4,7 @@
 use super::tally::Counts;
 use crate::{
     error::{Error, Reason},
+    kek::EventKind,
     op::{OPS, Op},
 };
 
@@ -64,6 +65,7 @@ pub struct KekMetrics {
     pub(super) answered: Counts<4>,
     pub(super) refreshed: Counts<2>,
     pub(super) purged: Counts<4>,
+    pub(super) events: Counts<{ EventKind::NAMES.len() }>,
 }
 
 impl KekMetrics {
@@ -80,6 +82,11 @@ impl KekMetrics {
     /// The cached DEKs of this KEK were zeroized.
     pub fn purged(&self, cause: Purge) {
         self.purged.add(cause as usize);
+    }
+
+    /// Something happened to this KEK.
+    pub fn happened(&self, event: EventKind) {
+        self.events.add(event as usize);
     }
 
     pub(super) fn operation(&self, op: Op, outcome: Result<(), &Error>) {

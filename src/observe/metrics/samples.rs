@@ -1,12 +1,16 @@
 //! What is not counted as it happens but asked for when somebody looks: sizes, ages,
 //! lengths. Whoever has them registers a source, which fills [`Samples`].
 
+use crate::kek::Condition;
+
 /// What all sources together know at one moment. A source fills in what it has and
 /// leaves the rest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Samples {
     /// The cache of DEKs.
     pub cache: Option<CacheSample>,
+    /// How each KEK stands.
+    pub keks: Vec<(String, Condition)>,
     /// One for each KEK version.
     pub leases: Vec<LeaseSample>,
     /// Distinct unwraps that wait for a backend; callers who share one count once.

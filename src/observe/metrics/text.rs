@@ -20,7 +20,7 @@ use super::{
     samples::{CacheSample, GuardSample, LeaseSample},
     tally::{Timings, TimingsRead},
 };
-use crate::op::OPS;
+use crate::{kek::EventKind, op::OPS};
 
 pub use prometheus_text::CONTENT_TYPE;
 
@@ -97,6 +97,14 @@ impl State {
                 let purged = counters.purged.named(&Purge::NAMES);
                 purged.map(move |(cause, n)| ([("kek", kek), ("cause", cause)], n))
             }),
+        )?;
+        page.counters(
+            "keyward_kek_events",
+            "What happened to a KEK or a version of it, as WatchKeks tells it",
+            configured().flat_map(|(kek, counters)| {
+                let events = counters.events.named(&EventKind::NAMES);
+                events.map(move |(event, n)| ([("kek", kek), ("event", event)], n))
+            }),
         )
     }
 
@@ -147,6 +155,14 @@ impl State {
         if let Some(cache) = &samples.cache {
             cache_sample(page, cache)?;
         }
+        page.gauges(
+            "keyward_kek_condition",
+            "1, with how a KEK stands: SERVING, GRACE (its backend is out of reach, and what is \
+             cached is served) or DARK",
+            samples.keks.iter().map(|(kek, condition)| {
+                ([("kek", kek.clone()), ("condition", condition.as_str().to_owned())], 1.0)
+            }),
+        )?;
         lease_samples(page, &samples.leases)?;
         guard_samples(page, &samples.guards)?;
         if let Some(in_flight) = samples.flights {

@@ -12,15 +12,20 @@ mod keyvault;
 mod support;
 
 use std::{
+    any::Any,
+    collections::BTreeSet,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use azure::Azure;
 use keyward::{
-    backend::{Backend, KeyKind, NewKey, keyvault::Service, pkcs11::Pkcs11Backend},
+    backend::{
+        Backend, ByVersion, KeyKind, NewKey, Officer, Remover, Whole, keyvault::Service,
+        pkcs11::Pkcs11Backend,
+    },
     error::Reason,
-    kek::{Algorithm, KeyRef, VersionInfo},
+    kek::{Algorithm, KeyRef, VersionId, VersionInfo, VersionSet},
     secret::Secret,
 };
 use support::{
@@ -48,7 +53,9 @@ struct Subject {
     tells_history: bool,
     /// Whether it gives random bytes.
     random: bool,
-    _device: Box<dyn std::any::Any>,
+    /// Whatever its device asks for before a key has another version.
+    let_rotate: fn(&dyn Any, &str),
+    device: Box<dyn Any>,
 }
 
 fn subject(device: Device) -> Subject {
@@ -75,7 +82,8 @@ fn on_token(kind: Kind) -> Subject {
         pads_any_length: kind == Kind::Kryoptic,
         tells_history: true,
         random: true,
-        _device: Box::new(token),
+        let_rotate: |_, _| {},
+        device: Box::new(token),
     }
 }
 
@@ -94,7 +102,11 @@ fn in_vault(service: Service) -> Subject {
         pads_any_length: true,
         tells_history: false,
         random: service == Service::ManagedHsm,
-        _device: Box::new(azure),
+        let_rotate: |azure, key| {
+            let azure = azure.downcast_ref::<Azure>().expect("a vault");
+            azure.fake.set_rotation_policy(key, None);
+        },
+        device: Box::new(azure),
     }
 }
 
@@ -330,6 +342,150 @@ async fn a_closed_backend_refuses(subject: Subject) {
     assert_eq!(refused, Err(Reason::ShuttingDown));
 }
 
+impl Subject {
+    fn officer(&self) -> &dyn Officer {
+        self.backend.officer().expect("an officer")
+    }
+
+    /// Creates a key, of which there can be more versions.
+    async fn key_to_rotate(&self, algorithm: Algorithm) -> VersionInfo {
+        let info = self.key_for(algorithm).await;
+        (self.let_rotate)(&*self.device, &info.key.label);
+        info
+    }
+
+    async fn versions(&self, info: &VersionInfo, algorithm: Algorithm) -> Vec<VersionInfo> {
+        let key = KeyRef { pinned: None, ..info.key.clone() };
+        let found = self.backend.versions(&key, algorithm, soon()).await.expect("versions");
+        VersionSet::new(found).expect("no twins").iter().cloned().collect()
+    }
+}
+
+fn pinned(info: &VersionInfo) -> KeyRef {
+    KeyRef { label: info.key.label.clone(), pinned: Some(info.id.clone()) }
+}
+
+async fn a_rotated_key_has_a_newer_version_of_the_same_kind(subject: Subject) {
+    let algorithms = [subject.algorithms.first(), subject.aes.first()];
+    for algorithm in algorithms.into_iter().flatten().copied() {
+        let old = subject.key_to_rotate(algorithm).await;
+        let payload = Secret::new(vec![7; 32]);
+        let wrapped = subject.backend.wrap(&usable(&old), algorithm, &payload, soon()).await;
+        let wrapped = wrapped.expect("a ciphertext");
+        let mut expected = BTreeSet::from([old.id.clone()]);
+        for _ in 0..2 {
+            let made = subject.officer().rotate(&old.key.label, soon()).await.expect("a version");
+            let versions = subject.versions(&old, algorithm).await;
+            assert_eq!(versions[0].id, made.info.id, "newest first");
+            expected.insert(made.info.id);
+            let ids: BTreeSet<_> = versions.iter().map(|info| info.id.clone()).collect();
+            assert_eq!(ids, expected);
+            assert_eq!(versions[0].bits, old.bits);
+            assert_ne!(versions[0].fingerprint, old.fingerprint);
+            subject.backend.prove(&versions[0], algorithm, soon()).await.expect("it works");
+        }
+        let unwrapped = subject.unwrap(&old, algorithm, &wrapped).await.expect("a payload");
+        assert!(unwrapped.ct_eq(payload.expose()));
+    }
+    let none = subject.officer().rotate("nothing", soon()).await.expect_err("no such key");
+    assert_eq!(none.reason(), Reason::KekNotFound);
+}
+
+async fn a_disabled_version_unwraps_nothing_until_it_is_enabled(subject: Subject) {
+    let algorithms = [subject.algorithms.first(), subject.aes.first()];
+    for algorithm in algorithms.into_iter().flatten().copied() {
+        let info = subject.key_for(algorithm).await;
+        let payload = Secret::new(vec![7; 32]);
+        let wrapped = subject.backend.wrap(&usable(&info), algorithm, &payload, soon()).await;
+        let wrapped = wrapped.expect("a ciphertext");
+        let is_enabled = async || subject.versions(&info, algorithm).await[0].enabled;
+        for _ in 0..2 {
+            subject.officer().set_enabled(&pinned(&info), false, soon()).await.expect("disabled");
+            assert!(!is_enabled().await);
+        }
+        let refused = subject.unwrap(&info, algorithm, &wrapped).await.map(|_| ());
+        assert_eq!(refused, Err(Reason::KekDisabled), "{algorithm}");
+        for _ in 0..2 {
+            subject.officer().set_enabled(&pinned(&info), true, soon()).await.expect("enabled");
+            assert!(is_enabled().await);
+        }
+        // A handle may be believed for a moment after what it stands for was changed.
+        let mut unwrapped = subject.unwrap(&info, algorithm, &wrapped).await;
+        let until = soon();
+        while unwrapped.is_err() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            unwrapped = subject.unwrap(&info, algorithm, &wrapped).await;
+        }
+        assert!(unwrapped.expect("a payload").ct_eq(payload.expose()));
+        let other = KeyRef { pinned: VersionId::parse("00"), ..pinned(&info) };
+        let none = subject.officer().set_enabled(&other, false, soon()).await.expect_err("none");
+        assert_eq!(none.reason(), Reason::KekVersionNotFound);
+    }
+}
+
+async fn what_is_removed_can_be_had_back_within_its_grace(subject: Subject) {
+    let algorithms = [subject.algorithms.first(), subject.aes.first()];
+    for algorithm in algorithms.into_iter().flatten().copied() {
+        let info = subject.key_for(algorithm).await;
+        match subject.officer().remover() {
+            Remover::ByVersion(remover) => by_version(&subject, remover, &info, algorithm).await,
+            Remover::Whole(remover) => whole(&subject, remover, &info, algorithm).await,
+        }
+    }
+}
+
+async fn by_version(
+    subject: &Subject,
+    remover: &dyn ByVersion,
+    info: &VersionInfo,
+    algorithm: Algorithm,
+) {
+    let (version, now) = (pinned(info), SystemTime::now());
+    let hour = Duration::from_secs(3600);
+    let destroy = async |now| remover.destroy(&version, now, soon()).await.map_err(|e| e.reason());
+    let listed = async || {
+        let listed = subject.officer().list(Some(&version.label), soon()).await.expect("a list");
+        listed.into_iter().find(|key| key.info.id == info.id).expect("it is there")
+    };
+    assert_eq!(destroy(now).await, Err(Reason::RequestInvalid), "nobody planned that");
+    remover.schedule(&version, now + hour, soon()).await.expect("planned");
+    let planned = listed().await;
+    let whole_secs = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(planned.destroy_after.map(whole_secs), Some(whole_secs(now + hour)));
+    assert!(!planned.info.enabled);
+    // A second call does not move the date.
+    remover.schedule(&version, now, soon()).await.expect("planned already");
+    assert_eq!(listed().await.destroy_after, planned.destroy_after);
+    assert_eq!(destroy(now).await, Err(Reason::RequestInvalid), "its grace is not over");
+    subject.officer().set_enabled(&version, true, soon()).await.expect("called off");
+    let kept = listed().await;
+    assert!(kept.info.enabled && kept.destroy_after.is_none());
+    assert_eq!(destroy(now + 2 * hour).await, Err(Reason::RequestInvalid), "it was called off");
+
+    remover.schedule(&version, now, soon()).await.expect("planned");
+    assert_eq!(destroy(now + hour).await, Ok(()));
+    let gone = subject.backend.versions(&info.key, algorithm, soon()).await.expect_err("gone");
+    assert_eq!(gone.reason(), Reason::KekNotFound);
+    assert_eq!(destroy(now + hour).await, Err(Reason::KekVersionNotFound), "nothing is left");
+    // Its name is free again.
+    subject.key_for(algorithm).await;
+}
+
+async fn whole(subject: &Subject, remover: &dyn Whole, info: &VersionInfo, algorithm: Algorithm) {
+    let label = &info.key.label;
+    let deleted = remover.delete(label, soon()).await.expect("deleted");
+    assert!(deleted.purged_at.is_some_and(|at| at > SystemTime::now()));
+    // As the vault is set up.
+    assert_eq!(deleted.protected, Some(false));
+    let gone = subject.backend.versions(&info.key, algorithm, soon()).await.expect_err("gone");
+    assert_eq!(gone.reason(), Reason::KekNotFound);
+    let back = remover.recover(label, soon()).await.expect("recovered");
+    assert_eq!((back.len(), back[0].info.fingerprint), (1, info.fingerprint));
+    subject.backend.prove(info, algorithm, soon()).await.expect("it works as before");
+    let none = remover.recover(label, soon()).await.expect_err("it was not deleted");
+    assert_eq!(none.reason(), Reason::KekNotFound);
+}
+
 macro_rules! suite {
     ($($name:ident: $kind:expr;)+) => {$(
         mod $name {
@@ -340,6 +496,9 @@ macro_rules! suite {
                 every_size_of_rsa_works,
                 a_created_key_cannot_leave,
                 a_label_is_created_once,
+                a_rotated_key_has_a_newer_version_of_the_same_kind,
+                a_disabled_version_unwraps_nothing_until_it_is_enabled,
+                what_is_removed_can_be_had_back_within_its_grace,
                 garbage_is_always_the_same_error_and_does_no_harm,
                 another_keys_ciphertext_is_garbage,
                 a_key_of_another_fingerprint_is_never_used,

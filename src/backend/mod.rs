@@ -164,7 +164,10 @@ pub struct Shared {
     pub per_second: f64,
 }
 
-/// Security officers' work: create and list keys.
+/// Security officers' work: create, list, rotate, enable and disable keys. What else can be
+/// done with a key differs, and is reached through [`Officer::remover`].
+///
+/// Each is whole or not done at all, and can be asked for again after it was interrupted.
 #[async_trait]
 pub trait Officer: Send + Sync {
     /// Creates a key that cannot leave the device, with the usage flags that wrapping
@@ -178,6 +181,73 @@ pub trait Officer: Send + Sync {
         label: Option<&str>,
         deadline: Instant,
     ) -> Result<Vec<KeyDescription>, Error>;
+
+    /// Makes another version of the key, of the newest one's kind and size, and newer than
+    /// all whose time has come. `KEK_NOT_FOUND` if there is no such key.
+    async fn rotate(&self, label: &str, deadline: Instant) -> Result<KeyDescription, Error>;
+
+    /// Lets a version unwrap, or does not let it. Enabling it also calls off what
+    /// [`ByVersion::schedule`] has planned.
+    async fn set_enabled(
+        &self,
+        version: &KeyRef,
+        enabled: bool,
+        deadline: Instant,
+    ) -> Result<(), Error>;
+
+    /// How keys are removed here.
+    fn remover(&self) -> Remover<'_>;
+}
+
+/// How a backend removes keys: what it is able to take away at once, and who keeps the
+/// grace in which that can be undone.
+pub enum Remover<'a> {
+    /// Single versions, after a grace that we keep.
+    ByVersion(&'a dyn ByVersion),
+    /// Whole keys, with a grace that the backend keeps.
+    Whole(&'a dyn Whole),
+}
+
+/// Removes single versions. `version` is a reference that pins one.
+#[async_trait]
+pub trait ByVersion: Send + Sync {
+    /// Disables the version and writes beside it that it may be destroyed from `after` on.
+    async fn schedule(
+        &self,
+        version: &KeyRef,
+        after: SystemTime,
+        deadline: Instant,
+    ) -> Result<(), Error>;
+
+    /// Destroys a version for good that was scheduled to be, and whose time has come by
+    /// `now`; `REQUEST_INVALID` for any other, `KEK_VERSION_NOT_FOUND` if there is nothing of
+    /// it. What an earlier call left behind is removed.
+    async fn destroy(
+        &self,
+        version: &KeyRef,
+        now: SystemTime,
+        deadline: Instant,
+    ) -> Result<(), Error>;
+}
+
+/// Removes whole keys, all their versions at once. Never for good: that is left to the
+/// backend, or to who purges there.
+#[async_trait]
+pub trait Whole: Send + Sync {
+    /// Deletes the key, so that it can be recovered for a while.
+    async fn delete(&self, label: &str, deadline: Instant) -> Result<Deleted, Error>;
+
+    /// Brings a deleted key back, as it was.
+    async fn recover(&self, label: &str, deadline: Instant) -> Result<Vec<KeyDescription>, Error>;
+}
+
+/// A key that was deleted and can be recovered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    /// When the backend purges it for good, if it says so.
+    pub purged_at: Option<SystemTime>,
+    /// Whether nobody can purge it before; `None` if the backend does not say.
+    pub protected: Option<bool>,
 }
 
 /// The device alone, without what a backend puts around it: for measuring what that costs.
@@ -242,10 +312,13 @@ impl KeyKind {
 /// A key as an officer sees it.
 #[derive(Clone, Debug)]
 pub struct KeyDescription {
-    /// Kind and size, `rsa 3072` or `aes 256`; other kinds are not listed.
+    /// `rsa` or `aes`; other kinds are not listed. `-` for one that is disabled, and does not
+    /// show what it is.
     pub kind: &'static str,
     /// What a sidecar would see of it.
     pub info: VersionInfo,
     /// Its usage flags that are set, by their PKCS#11 names (`DECRYPT`, `UNWRAP` …).
     pub usage: Vec<&'static str>,
+    /// From when on it may be destroyed, if that is planned.
+    pub destroy_after: Option<SystemTime>,
 }

@@ -21,6 +21,7 @@ mod faults;
 mod home;
 mod lifecycle;
 mod load;
+mod officer;
 mod operator;
 mod revocation;
 mod served;

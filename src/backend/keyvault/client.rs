@@ -23,11 +23,13 @@ use azure_core::{
 use azure_security_keyvault_keys::{
     KeyClient, KeyClientOptions,
     models::{
-        CreateKeyParameters, EncryptionAlgorithm, GetRandomBytesParameters, Key, KeyAttributes,
-        KeyClientGetKeyOptions, KeyClientGetRandomBytesOptions, KeyClientListKeyPropertiesOptions,
+        CreateKeyParameters, DeletedKey, DeletionRecoveryLevel, EncryptionAlgorithm,
+        GetRandomBytesParameters, Key, KeyAttributes, KeyClientGetKeyOptions,
+        KeyClientGetRandomBytesOptions, KeyClientListKeyPropertiesOptions,
         KeyClientListKeyPropertiesVersionsOptions, KeyClientUnwrapKeyOptions,
-        KeyClientWrapKeyOptions, KeyOperation, KeyOperationParameters, KeyOperationResult,
-        KeyProperties, KeyType,
+        KeyClientUpdateKeyPropertiesOptions, KeyClientWrapKeyOptions, KeyOperation,
+        KeyOperationParameters, KeyOperationResult, KeyProperties, KeyType,
+        UpdateKeyPropertiesParameters,
     },
 };
 use futures_util::{Stream, TryStreamExt};
@@ -41,6 +43,7 @@ use super::{
     vault::VaultUrl,
 };
 use crate::{
+    backend::Deleted,
     error::{Error, Reason},
     kek::VersionId,
     secret::Secret,
@@ -349,6 +352,58 @@ impl Client {
         Ok(())
     }
 
+    /// Makes another version, as the key's rotation policy says. Never tried again: it would
+    /// be one more.
+    pub(super) async fn rotate(&self, name: &str, deadline: Instant) -> Result<(), Error> {
+        let rotating = async { self.sdk.rotate_key(name, None).await?.into_model() };
+        self.call(Asked::Key, deadline, rotating).await?;
+        Ok(())
+    }
+
+    /// Enables or disables a version.
+    pub(super) async fn set_enabled(
+        &self,
+        name: &str,
+        version: &VersionId,
+        enabled: bool,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let options = KeyClientUpdateKeyPropertiesOptions {
+            key_version: Some(version.as_str().to_owned()),
+            method_options: once_more(),
+        };
+        let attributes = KeyAttributes { enabled: Some(enabled), ..KeyAttributes::default() };
+        let changing = async {
+            let parameters = UpdateKeyPropertiesParameters {
+                key_attributes: Some(attributes),
+                ..UpdateKeyPropertiesParameters::default()
+            };
+            let parameters = parameters.try_into()?;
+            self.sdk.update_key_properties(name, parameters, Some(options)).await?.into_model()
+        };
+        self.call(Asked::Version, deadline, changing).await?;
+        Ok(())
+    }
+
+    /// Deletes a key, so that it can be recovered.
+    pub(super) async fn delete(&self, name: &str, deadline: Instant) -> Result<Deleted, Error> {
+        let deleting = async { self.sdk.delete_key(name, None).await?.into_model() };
+        let DeletedKey { attributes, scheduled_purge_date, .. } =
+            self.call(Asked::Key, deadline, deleting).await?;
+        let level = attributes.and_then(|told| told.recovery_level);
+        Ok(Deleted {
+            purged_at: scheduled_purge_date.map(SystemTime::from),
+            protected: level.as_ref().and_then(is_protected),
+        })
+    }
+
+    /// Brings a deleted key back.
+    pub(super) async fn recover(&self, name: &str, deadline: Instant) -> Result<(), Error> {
+        let recovering = async { self.sdk.recover_deleted_key(name, None).await?.into_model() };
+        self.call(Asked::Key, deadline, recovering).await?;
+        Ok(())
+    }
+
     /// Makes a call when a connection is free for it, until the deadline.
     async fn call<T>(
         &self,
@@ -398,6 +453,23 @@ impl Drop for Client {
     fn drop(&mut self) {
         // The keeper's task would go on for ever.
         self.close();
+    }
+}
+
+/// Whether nobody can purge a key before its time, if that is known.
+fn is_protected(level: &DeletionRecoveryLevel) -> Option<bool> {
+    use DeletionRecoveryLevel::{
+        CustomizedRecoverable, CustomizedRecoverableProtectedSubscription,
+        CustomizedRecoverablePurgeable, Purgeable, Recoverable, RecoverableProtectedSubscription,
+        RecoverablePurgeable,
+    };
+    match level {
+        CustomizedRecoverable
+        | CustomizedRecoverableProtectedSubscription
+        | Recoverable
+        | RecoverableProtectedSubscription => Some(true),
+        CustomizedRecoverablePurgeable | Purgeable | RecoverablePurgeable => Some(false),
+        _ => None,
     }
 }
 

@@ -230,11 +230,15 @@ impl Found {
         self.material.as_ref().is_none_or(|material| material.fits(algorithm))
     }
 
-    /// As an officer sees it. What cannot be read is of no kind that could be told.
-    pub(super) fn describe(self) -> Option<KeyDescription> {
-        let Material { public_key, usage, .. } = self.material?;
-        let kind = if public_key.is_some() { "rsa" } else { "aes" };
-        Some(KeyDescription { kind, info: self.info, usage })
+    /// As an officer sees it.
+    pub(super) fn describe(self) -> KeyDescription {
+        let kind = match &self.material {
+            Some(Material { public_key: Some(_), .. }) => "rsa",
+            Some(_) => "aes",
+            None => "-",
+        };
+        let usage = self.material.map(|material| material.usage).unwrap_or_default();
+        KeyDescription { kind, info: self.info, usage, destroy_after: None }
     }
 }
 

@@ -1,9 +1,11 @@
-//! Security officers' work in a vault: create and list keys.
+//! Security officers' work in a vault. Keys are deleted whole, as the vault does it, and never
+//! purged from here.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use azure_security_keyvault_keys::models::KeyType;
+use tokio::time::sleep;
 
 use super::{
     KeyVaultBackend,
@@ -11,10 +13,13 @@ use super::{
     settings::Service,
 };
 use crate::{
-    backend::{KeyDescription, KeyKind, NewKey, Officer},
+    backend::{Deleted, KeyDescription, KeyKind, NewKey, Officer, Remover, Whole},
     error::{Error, Reason},
     kek::KeyRef,
 };
+
+/// How long until a key is looked for again that was recovered.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl Officer for KeyVaultBackend {
@@ -45,24 +50,15 @@ impl Officer for KeyVaultBackend {
             Err(error) if error.reason() == Reason::KekNotFound => {}
             Err(error) => return Err(error),
         }
-        self.client.create(&key.label, kind, bits, deadline).await.map_err(|error| {
-            match error.reason() {
-                Reason::BackendMisconfigured => error.with_fix(
-                    "see whether the vault is a premium one: Keyward creates keys in HSMs only",
-                ),
-                Reason::KekRevoked => error.with_fix(
-                    "an officer's identity needs a role that may create keys, such as Key Vault Crypto Officer",
-                ),
-                _ => error,
-            }
+        self.client.create(&key.label, kind, bits, deadline).await.map_err(|error| match error
+            .reason()
+        {
+            Reason::BackendMisconfigured => error.with_fix(
+                "see whether the vault is a premium one: Keyward creates keys in HSMs only",
+            ),
+            _ => self.for_officers(error, "create"),
         })?;
-        let listed = self.list(Some(&key.label), deadline).await?;
-        listed.into_iter().next().ok_or_else(|| {
-            Error::new(
-                Reason::BackendMisconfigured,
-                "the vault does not show the key that it created",
-            )
-        })
+        self.newest(&key.label, deadline).await
     }
 
     async fn list(
@@ -93,11 +89,92 @@ impl Officer for KeyVaultBackend {
                 }
                 Err(error) => return Err(error),
             };
-            listed.extend(found.into_iter().filter_map(Found::describe));
+            listed.extend(found.into_iter().map(Found::describe));
         }
         listed.sort_by(|a, b| {
             a.info.key.label.cmp(&b.info.key.label).then_with(|| b.info.age_order(&a.info))
         });
         Ok(listed)
+    }
+
+    /// By the key's rotation policy, whose expiry the new version gets.
+    async fn rotate(&self, label: &str, deadline: Instant) -> Result<KeyDescription, Error> {
+        check_name(label)?;
+        self.client.rotate(label, deadline).await.map_err(|error| match error.reason() {
+            Reason::BackendMisconfigured => error.with_fix(
+                "a managed HSM rotates keys that have a rotation policy: `az keyvault key rotation-policy update`",
+            ),
+            _ => self.for_officers(error, "rotate"),
+        })?;
+        self.newest(label, deadline).await
+    }
+
+    async fn set_enabled(
+        &self,
+        version: &KeyRef,
+        enabled: bool,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let KeyRef { label, pinned } = version;
+        check_name(label)?;
+        let id = pinned
+            .as_ref()
+            .ok_or_else(|| Error::new(Reason::Internal, "an officer named no version"))?;
+        let changed = self.client.set_enabled(label, id, enabled, deadline).await;
+        changed.map_err(|error| self.for_officers(error, "update"))
+    }
+
+    fn remover(&self) -> Remover<'_> {
+        Remover::Whole(self)
+    }
+}
+
+#[async_trait]
+impl Whole for KeyVaultBackend {
+    async fn delete(&self, label: &str, deadline: Instant) -> Result<Deleted, Error> {
+        check_name(label)?;
+        let deleted = self.client.delete(label, deadline).await;
+        deleted.map_err(|error| self.for_officers(error, "delete"))
+    }
+
+    async fn recover(&self, label: &str, deadline: Instant) -> Result<Vec<KeyDescription>, Error> {
+        check_name(label)?;
+        self.client.recover(label, deadline).await.map_err(|error| match error.reason() {
+            Reason::KekNotFound => error.with_fix(
+                "a key can be recovered until it is purged; `az keyvault key list-deleted` lists what can",
+            ),
+            _ => self.for_officers(error, "recover"),
+        })?;
+        // A vault takes a few seconds to have a recovered key back.
+        loop {
+            let listed = self.list(Some(label), deadline).await?;
+            if !listed.is_empty() || Instant::now() + AGAIN >= deadline {
+                return Ok(listed);
+            }
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+impl KeyVaultBackend {
+    async fn newest(&self, label: &str, deadline: Instant) -> Result<KeyDescription, Error> {
+        let listed = self.list(Some(label), deadline).await?;
+        listed.into_iter().next().ok_or_else(|| {
+            Error::new(Reason::BackendMisconfigured, "the vault does not show the key that it made")
+        })
+    }
+
+    /// What is refused to an identity of a sidecar, and allowed to an officer's.
+    fn for_officers(&self, error: Error, what: &str) -> Error {
+        let role = match self.service {
+            Service::KeyVault => "Key Vault Crypto Officer",
+            Service::ManagedHsm => "Managed HSM Crypto User",
+        };
+        match error.reason() {
+            Reason::KekRevoked => error.with_fix(format!(
+                "an officer's identity needs a role that may {what} keys, such as {role}"
+            )),
+            _ => error,
+        }
     }
 }

@@ -316,6 +316,18 @@ impl Library {
         Ok(object)
     }
 
+    /// Changes attributes of an object, all of them or none.
+    pub(super) fn set_attributes(
+        &self,
+        session: CK_SESSION_HANDLE,
+        object: CK_OBJECT_HANDLE,
+        template: &[Attribute],
+    ) -> Result<(), Ckr> {
+        let mut template = raw(template);
+        let len = template.len() as CK_ULONG;
+        call!(self, C_SetAttributeValue(session, object, template.as_mut_ptr(), len))
+    }
+
     pub(super) fn destroy(
         &self,
         session: CK_SESSION_HANDLE,

@@ -24,12 +24,14 @@ mod gate;
 mod keys;
 mod mechanism;
 mod module;
+mod notice;
 mod officer;
 mod pin;
 mod raw;
 mod recover;
 mod settings;
 mod token;
+mod upkeep;
 mod worker;
 
 use std::{

@@ -1,6 +1,10 @@
-//! Security officers' work on a token: create and list keys.
+//! Security officers' work on a token. Creates and lists keys; what becomes of their versions
+//! is in `upkeep.rs`.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use async_trait::async_trait;
 use cryptoki::{
@@ -8,19 +12,21 @@ use cryptoki::{
     types::Date,
 };
 use cryptoki_sys::{CK_SESSION_HANDLE, CKM_AES_KEY_GEN, CKM_RSA_PKCS_KEY_PAIR_GEN};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, Time};
 
 use super::{
     Pkcs11Backend,
     fault::Fault,
-    keys, mechanism,
+    keys,
+    notice::{self, Notice},
     raw::Mechanism,
+    upkeep,
     worker::{Seat, Terms},
 };
 use crate::{
-    backend::{KeyDescription, KeyKind, NewKey, Officer},
+    backend::{ByVersion, KeyDescription, KeyKind, NewKey, Officer, Remover},
     error::{Error, Reason},
-    kek::{Algorithm, KeyRef},
+    kek::{Algorithm, KeyRef, VersionId},
     secret::Secret,
 };
 
@@ -37,13 +43,8 @@ impl Officer for Pkcs11Backend {
         let new = key.clone();
         let created = move |seat: &mut Seat<'_>| create(seat, &new);
         let id = self.pool().run(terms(deadline), created).await.map_err(Fault::into_error)?;
-        let listed = self.list(Some(&key.label), deadline).await?;
-        listed.into_iter().find(|found| found.info.id.as_str() == id).ok_or_else(|| {
-            Error::new(
-                Reason::BackendMisconfigured,
-                "the token does not show the key that it created",
-            )
-        })
+        let version = KeyRef { label: key.label.as_str().into(), pinned: VersionId::parse(&id) };
+        self.described(&version, deadline).await
     }
 
     async fn list(
@@ -55,6 +56,81 @@ impl Officer for Pkcs11Backend {
         let listed = move |seat: &mut Seat<'_>| list(seat, label.as_deref());
         self.pool().run(terms(deadline), listed).await.map_err(Fault::into_error)
     }
+
+    async fn rotate(&self, label: &str, deadline: Instant) -> Result<KeyDescription, Error> {
+        let label: Arc<str> = label.into();
+        let rotated = {
+            let label = Arc::clone(&label);
+            move |seat: &mut Seat<'_>| rotate(seat, &label)
+        };
+        let id = self.pool().run(terms(deadline), rotated).await.map_err(Fault::into_error)?;
+        self.described(&KeyRef { label, pinned: VersionId::parse(&id) }, deadline).await
+    }
+
+    async fn set_enabled(
+        &self,
+        version: &KeyRef,
+        enabled: bool,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let of = version.clone();
+        let changed = move |seat: &mut Seat<'_>| {
+            upkeep::writing(seat, |session| {
+                upkeep::set_enabled(seat, session, &of, enabled)?;
+                match enabled {
+                    true => upkeep::remove_notices(seat, session, &of),
+                    false => Ok(()),
+                }
+            })
+        };
+        self.pool().run(terms(deadline), changed).await.map_err(Fault::into_error)
+    }
+
+    fn remover(&self) -> Remover<'_> {
+        Remover::ByVersion(self)
+    }
+}
+
+#[async_trait]
+impl ByVersion for Pkcs11Backend {
+    async fn schedule(
+        &self,
+        version: &KeyRef,
+        after: SystemTime,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let of = version.clone();
+        let scheduled = move |seat: &mut Seat<'_>| {
+            upkeep::writing(seat, |session| upkeep::schedule(seat, session, &of, after))
+        };
+        self.pool().run(terms(deadline), scheduled).await.map_err(Fault::into_error)
+    }
+
+    async fn destroy(
+        &self,
+        version: &KeyRef,
+        now: SystemTime,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let of = version.clone();
+        let destroyed = move |seat: &mut Seat<'_>| {
+            upkeep::writing(seat, |session| upkeep::destroy(seat, session, &of, now))
+        };
+        self.pool().run(terms(deadline), destroyed).await.map_err(Fault::into_error)
+    }
+}
+
+impl Pkcs11Backend {
+    /// How a version stands now.
+    async fn described(
+        &self,
+        version: &KeyRef,
+        deadline: Instant,
+    ) -> Result<KeyDescription, Error> {
+        let listed = self.list(Some(&version.label), deadline).await?;
+        let is_it = |found: &KeyDescription| Some(&found.info.id) == version.pinned.as_ref();
+        listed.into_iter().find(is_it).ok_or_else(|| upkeep::not_there(version).into_error())
+    }
 }
 
 fn terms(deadline: Instant) -> Terms {
@@ -62,6 +138,7 @@ fn terms(deadline: Instant) -> Terms {
 }
 
 fn list(seat: &Seat<'_>, label: Option<&str>) -> Result<Vec<KeyDescription>, Fault> {
+    let notices = notice::find(seat, label)?;
     let mut listed = Vec::new();
     for (algorithm, kind) in [(Algorithm::RsaOaep256, "rsa"), (Algorithm::A256Kwp, "aes")] {
         let found = match keys::search(seat, label, algorithm) {
@@ -78,7 +155,10 @@ fn list(seat: &Seat<'_>, label: Option<&str>) -> Result<Vec<KeyDescription>, Fau
                 (key.unwrap, "UNWRAP"),
             ];
             let usage = usage.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
-            listed.push(KeyDescription { kind, info, usage });
+            let planned =
+                |notice: &&Notice| notice.label == *info.key.label && notice.id == info.id;
+            let destroy_after = notices.iter().find(planned).map(|notice| notice.after);
+            listed.push(KeyDescription { kind, info, usage, destroy_after });
         }
     }
     listed.sort_by(|a, b| {
@@ -99,12 +179,41 @@ fn create(seat: &Seat<'_>, new: &NewKey) -> Result<String, Fault> {
             .with_fix("choose another name; `keyward key show` describes what is there"),
         ));
     }
-    let id = new_id(SystemTime::now())?;
-    let session = seat.library.open_session(seat.live.slot, true)?;
-    let generated = generate(seat, session, new, &id, keeps_dates(seat)?);
-    let _best_effort = seat.library.close_session(session);
-    generated?;
+    let id = upkeep::new_id(SystemTime::now())?;
+    let dated = keeps_dates(seat)?;
+    upkeep::writing(seat, |session| generate(seat, session, new, &id, dated))?;
     Ok(keys::hex(&id))
+}
+
+/// Makes another version like the newest, and returns its name.
+fn rotate(seat: &Seat<'_>, label: &str) -> Result<String, Fault> {
+    let there = list(seat, Some(label))?;
+    let newest = there.first().ok_or_else(|| {
+        Error::new(Reason::KekNotFound, format!("the token has no key {label:?} that can be a KEK"))
+            .with_fix("`keyward key create` makes one")
+    })?;
+    if there.iter().any(|other| other.kind != newest.kind) {
+        return Err(Fault::Refused(
+            Error::new(Reason::RequestInvalid, "keys of two kinds have this label")
+                .with_fix("give one of them another label"),
+        ));
+    }
+    let kind = KeyKind::parse(newest.kind, newest.info.bits).map_err(|why| {
+        let what = format!("a {} key of {} bits is not made anew", newest.kind, newest.info.bits);
+        Error::new(Reason::RequestInvalid, what).with_fix(format!("{why}: create another key"))
+    })?;
+    let (dated, now) = (keeps_dates(seat)?, SystemTime::now());
+    let infos: Vec<_> = there.iter().map(|key| &key.info).collect();
+    let start = if dated { Some(midnight(now)) } else { None };
+    let id = upkeep::id_after(&infos, start, now, &upkeep::new_id(now)?)?;
+    let new = NewKey { label: label.to_owned(), kind };
+    upkeep::writing(seat, |session| generate(seat, session, &new, &id, dated))?;
+    Ok(keys::hex(&id))
+}
+
+/// The beginning of the day, as a token's dates count.
+fn midnight(now: SystemTime) -> SystemTime {
+    OffsetDateTime::from(now).replace_time(Time::MIDNIGHT).into()
 }
 
 /// Whether the token keeps a date on a private object, tried on a throw-away one. A key
@@ -191,16 +300,6 @@ fn generate(
     Ok(())
 }
 
-/// A `CKA_ID` that sorts by time, so that versions of one day have an order: 48 bits of
-/// milliseconds and 80 random bits, as in a UUID of version 7.
-fn new_id(now: SystemTime) -> Result<[u8; 16], Error> {
-    let mut id = [0; 16];
-    id.copy_from_slice(mechanism::random(16)?.expose());
-    let millis = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    id[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
-    Ok(id)
-}
-
 fn today() -> Result<Date, Error> {
     let now = OffsetDateTime::now_utc();
     let (year, month, day) = (
@@ -210,17 +309,4 @@ fn today() -> Result<Date, Error> {
     );
     Date::new_from_str_slice(&year, &month, &day)
         .map_err(|_| Error::new(Reason::Internal, "the clock is not in the years 0 to 9999"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_sort_by_time() {
-        let at = |secs| new_id(UNIX_EPOCH + Duration::from_secs(secs)).unwrap();
-        assert!(at(1_000_000) < at(1_000_001));
-        assert!(at(1_000_001) < at(4_000_000_000));
-        assert_ne!(at(5), at(5));
-    }
 }

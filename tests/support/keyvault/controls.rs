@@ -15,7 +15,7 @@ use super::{
     material::Material,
     record::Record,
     server::Place,
-    state::{Kind, Network, State, Version, new_version_id},
+    state::{Kind, Network, Rotation, State, Version, new_version_id},
     store::Lag,
     world::TENANT,
 };
@@ -61,6 +61,16 @@ impl FakeVault {
     pub fn rotate(&self, key: &str) -> String {
         let material = self.version(key, "").material.another();
         self.put(key, material)
+    }
+
+    /// Gives a key a rotation policy, without which a managed HSM does not rotate it.
+    pub fn set_rotation_policy(&self, key: &str, expiry_days: Option<i64>) {
+        let now = self.now();
+        let policy = serde_json::json!({ "lifetimeActions": [], "attributes": {} });
+        self.change(|state| {
+            let key = state.keys.get_mut(key).unwrap_or_else(|| panic!("no key {key}"));
+            key.rotation = Some(Rotation { policy, created: now, updated: now, expiry_days });
+        });
     }
 
     /// A version as it is.

@@ -1,10 +1,12 @@
 //! `keyward key`: keys on the backend itself, without a sidecar. The backend is asked
 //! as its configuration says; only its section of the file is read.
 
+mod life;
+
 use std::{
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use clap::{Args, Subcommand};
@@ -29,8 +31,13 @@ const DEADLINE: Duration = Duration::from_secs(300);
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
     Create(Create),
+    Rotate(life::Rotate),
     List(List),
     Show(Show),
+    Enable(life::Enable),
+    Disable(life::Disable),
+    Destroy(life::Destroy),
+    Recover(life::Recover),
 }
 
 /// Which backend.
@@ -94,8 +101,13 @@ impl Key {
     pub(super) fn run(self, json: bool) -> Result<(), Failure> {
         match self {
             Self::Create(command) => command.run(json),
+            Self::Rotate(command) => command.run(json),
             Self::List(command) => command.run(json),
             Self::Show(command) => command.run(json),
+            Self::Enable(command) => command.run(json),
+            Self::Disable(command) => command.run(json),
+            Self::Destroy(command) => command.run(json),
+            Self::Recover(command) => command.run(json),
         }
     }
 }
@@ -136,13 +148,27 @@ impl List {
             let keys: Vec<_> = keys.iter().map(key_json).collect();
             return print(&show::json_line(&json!({ "keys": keys })));
         }
-        let mut rows = vec![row(["NAME", "TYPE", "BITS", "VERSION", "USAGE", "FINGERPRINT"])];
-        for KeyDescription { kind, info, usage } in &keys {
+        let mut rows = vec![row([
+            "NAME",
+            "TYPE",
+            "BITS",
+            "VERSION",
+            "STATE",
+            "NOT BEFORE",
+            "NOT AFTER",
+            "USAGE",
+            "FINGERPRINT",
+        ])];
+        for key in &keys {
+            let KeyDescription { kind, info, usage, .. } = key;
             rows.push(row([
                 &info.key.label,
                 kind,
                 &info.bits.to_string(),
                 info.id.as_str(),
+                &state(key),
+                &date(info.validity.not_before),
+                &date(info.validity.not_after),
                 &usage.join(","),
                 &info.fingerprint.to_string(),
             ]));
@@ -158,21 +184,28 @@ impl Show {
         let keys = self.backend.with_officer(async |officer| {
             Ok(officer.list(Some(&self.label), Instant::now() + DEADLINE).await?)
         })?;
-        let Some(newest) = keys.first() else {
-            return Err(Failure::new(format!("the backend has no key {}", self.label))
-                .with_reason("KEK_NOT_FOUND")
-                .with_fix("`keyward key list` shows its keys; `keyward key create` makes one"));
-        };
+        let newest = keys.first().ok_or_else(|| no_such_key(&self.label))?;
         if let Some(out) = public_key_out {
             show::write_public_key(&out, spki(newest), "the key")?;
         }
-        if json {
-            let keys: Vec<_> = keys.iter().map(key_json).collect();
-            return print(&show::json_line(&json!({ "name": self.label, "keys": keys })));
-        }
-        let texts: Vec<_> = keys.iter().map(text).collect();
-        print(&texts.join("\n"))
+        show_keys(&self.label, &keys, json)
     }
+}
+
+/// Shows keys of one label.
+fn show_keys(label: &str, keys: &[KeyDescription], json: bool) -> Result<(), Failure> {
+    if json {
+        let keys: Vec<_> = keys.iter().map(key_json).collect();
+        return print(&show::json_line(&json!({ "name": label, "keys": keys })));
+    }
+    let texts: Vec<_> = keys.iter().map(text).collect();
+    print(&texts.join("\n"))
+}
+
+fn no_such_key(label: &str) -> Failure {
+    Failure::new(format!("the backend has no key {label}"))
+        .with_reason("KEK_NOT_FOUND")
+        .with_fix("`keyward key list` shows its keys; `keyward key create` makes one")
 }
 
 impl BackendArgs {
@@ -233,6 +266,19 @@ fn check_label(label: &str) -> Result<(), Failure> {
     }
 }
 
+/// Whether a version may unwrap, in words.
+fn state(key: &KeyDescription) -> String {
+    match (key.info.enabled, key.destroy_after) {
+        (true, _) => "enabled".to_owned(),
+        (false, None) => "disabled".to_owned(),
+        (false, after) => format!("destroyed after {}", date(after)),
+    }
+}
+
+fn date(at: Option<SystemTime>) -> String {
+    at.and_then(show::date).unwrap_or_else(|| "-".into())
+}
+
 fn spki(key: &KeyDescription) -> &[u8] {
     key.info.public_key.as_ref().map(PublicKey::spki).unwrap_or_default()
 }
@@ -251,17 +297,17 @@ fn attributes(assurance: &Assurance) -> [(&'static str, bool); 5] {
 }
 
 fn text(key: &KeyDescription) -> String {
-    let KeyDescription { kind, info, usage } = key;
-    let date = |at| show::date(at).unwrap_or_default();
+    let KeyDescription { kind, info, usage, .. } = key;
     let mut rows = vec![
         row(["name", &info.key.label]),
         row(["type", &format!("{kind} {}", info.bits)]),
         row(["version", info.id.as_str()]),
         row(["fingerprint", &info.fingerprint.to_string()]),
         row(["device", &info.assurance.device]),
-        row(["not before", &info.validity.not_before.map_or("-".into(), date)]),
-        row(["not after", &info.validity.not_after.map_or("-".into(), date)]),
-        row(["enabled", yes_no(info.enabled)]),
+        row(["created", &date(info.created)]),
+        row(["not before", &date(info.validity.not_before)]),
+        row(["not after", &date(info.validity.not_after)]),
+        row(["state", &state(key)]),
         row(["usage", &usage.join(" ")]),
     ];
     rows.extend(attributes(&info.assurance).map(|(name, set)| row([name, yes_no(set)])));
@@ -269,7 +315,7 @@ fn text(key: &KeyDescription) -> String {
 }
 
 fn key_json(key: &KeyDescription) -> Value {
-    let KeyDescription { kind, info, usage } = key;
+    let KeyDescription { kind, info, usage, destroy_after } = key;
     let attributes: Map<_, _> = attributes(&info.assurance)
         .into_iter()
         .map(|(name, set)| (name.to_owned(), json!(set)))
@@ -283,7 +329,9 @@ fn key_json(key: &KeyDescription) -> Value {
     object.insert("device".into(), json!(info.assurance.device));
     object.insert("not_before".into(), json!(info.validity.not_before.and_then(show::date)));
     object.insert("not_after".into(), json!(info.validity.not_after.and_then(show::date)));
+    object.insert("created".into(), json!(info.created.and_then(show::date)));
     object.insert("enabled".into(), json!(info.enabled));
+    object.insert("destroy_after".into(), json!(destroy_after.and_then(show::date)));
     object.insert("usage".into(), json!(usage));
     object.insert("attributes".into(), Value::Object(attributes));
     if let Some(public_key) = &info.public_key {

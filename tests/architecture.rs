@@ -73,8 +73,8 @@ const ROOMS: &[(&str, u8, &[&str])] = &[
         "cli",
         7,
         &[
-            "app", "config", "load", "client", "server", "wire", "engine", "backend", "observe",
-            "envelope", "auth", "kek", "op", "secret", "error",
+            "app", "config", "load", "client", "server", "wire", "engine", "backend", "cache",
+            "observe", "envelope", "auth", "kek", "op", "secret", "error",
         ],
     ),
 ];

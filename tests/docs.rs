@@ -5,7 +5,11 @@ use std::{path::Path, process::Command};
 use keyward::config::{self, NoAccounts};
 
 const README: &str = include_str!("../README.md");
-const BENCHMARKING: &str = include_str!("../docs/benchmarking.md");
+const OTHERS: [&str; 3] = [
+    include_str!("../docs/benchmarking.md"),
+    include_str!("../docs/check.md"),
+    include_str!("../docs/keys.md"),
+];
 
 /// The fenced blocks of a language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
@@ -29,7 +33,7 @@ fn the_configuration_in_the_readme_is_right() {
 #[test]
 fn the_commands_in_the_documents_exist() {
     let mut seen = 0;
-    for block in [README, BENCHMARKING].iter().flat_map(|text| blocks(text, "sh")) {
+    for block in [README].iter().chain(&OTHERS).flat_map(|text| blocks(text, "sh")) {
         for line in block.lines().filter_map(|line| line.strip_prefix("keyward ")) {
             let line = line.split(['#', '<', '>']).next().unwrap_or_default();
             let words: Vec<_> = line.split_whitespace().collect();
@@ -63,6 +67,8 @@ fn the_documents_name_files_that_are_there() {
         "CONTRIBUTING.md",
         "docs/benchmarking.md",
         "docs/azure.md",
+        "docs/check.md",
+        "docs/keys.md",
     ] {
         let text = std::fs::read_to_string(root.join(document)).expect("a document");
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());

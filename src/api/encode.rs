@@ -154,8 +154,15 @@ fn event_kind(kind: EventKind) -> wire::KekEventKind {
 }
 
 fn assurance(backend_kind: &str, of_current: Option<&Assurance>) -> wire::Assurance {
-    let Assurance { device, sensitive, extractable, always_sensitive, never_extractable, local } =
-        of_current.cloned().unwrap_or_default();
+    let Assurance {
+        device,
+        sensitive,
+        extractable,
+        always_sensitive,
+        never_extractable,
+        local,
+        recovery: _,
+    } = of_current.cloned().unwrap_or_default();
     wire::Assurance {
         backend_kind: backend_kind.to_owned(),
         device,

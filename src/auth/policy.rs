@@ -163,6 +163,11 @@ impl Policy {
         Self { grants }
     }
 
+    /// The grants, in order.
+    pub fn grants(&self) -> &[Grant] {
+        &self.grants
+    }
+
     /// Asks whether `who` may do `op` on `kek`.
     pub fn permit(&self, who: &Arc<Identity>, op: Op, kek: &KekName) -> Result<Permit, Error> {
         let mut granted = self.grants.iter().filter(|grant| {

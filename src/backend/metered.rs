@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Backend, Officer, Room};
+use super::{Backend, Officer, Room, Service};
 use crate::{
     error::Error,
     kek::{Algorithm, KeyRef, UsableVersion, VersionInfo},
@@ -108,6 +108,10 @@ impl Backend for Metered {
 
     fn officer(&self) -> Option<&dyn Officer> {
         self.inner.officer()
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        self.inner.service()
     }
 
     async fn close(&self) {

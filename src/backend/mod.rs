@@ -118,6 +118,10 @@ pub trait Backend: Send + Sync + 'static {
     /// What a security officer does on the backend itself, if it allows that.
     fn officer(&self) -> Option<&dyn Officer>;
 
+    /// What can be found out about it that its keys do not tell, if it is a service with
+    /// rights and a clock of its own.
+    fn service(&self) -> Option<&dyn Service>;
+
     /// Stops work, ends sessions, releases the device. Calls after it fail.
     async fn close(&self);
 }
@@ -248,6 +252,28 @@ pub struct Deleted {
     pub purged_at: Option<SystemTime>,
     /// Whether nobody can purge it before; `None` if the backend does not say.
     pub protected: Option<bool>,
+}
+
+/// A backend that is a service: it grants rights one by one, and has a clock.
+#[async_trait]
+pub trait Service: Send + Sync {
+    /// Uses each right that a sidecar needs once, on the version that the service calls the
+    /// newest, and says what came of it. In the order in which they are needed.
+    async fn try_rights(&self, key: &KeyRef, algorithm: Algorithm, deadline: Instant)
+    -> Vec<Right>;
+
+    /// By how many seconds its clock was ahead of ours when it last answered; `None` if it
+    /// has not, or did not say.
+    fn clock_ahead(&self) -> Option<i64>;
+}
+
+/// A right, and what came of using it.
+#[derive(Clone, Debug)]
+pub struct Right {
+    /// What the service calls it.
+    pub name: &'static str,
+    /// `Err` says why it could not be used, and which role has it.
+    pub outcome: Result<(), Error>,
 }
 
 /// The device alone, without what a backend puts around it: for measuring what that costs.

@@ -14,6 +14,7 @@
 //! standard output carries what was asked for and nothing else.
 
 mod bench;
+mod check;
 mod completions;
 mod config;
 mod echo;
@@ -57,6 +58,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Check(check::Check),
     Wrap(wrap::Wrap),
     Unwrap(unwrap::Unwrap),
     Generate(generate::Generate),
@@ -84,6 +86,7 @@ impl Command {
     fn run(self, json: bool) -> Result<(), Failure> {
         match self {
             Self::Serve(command) => command.run(),
+            Self::Check(command) => command.run(json),
             Self::Wrap(command) => command.run(json),
             Self::Unwrap(command) => command.run(json),
             Self::Generate(command) => command.run(json),

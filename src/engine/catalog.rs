@@ -419,6 +419,7 @@ impl Kek {
         }
         drop(revocation);
         self.look_over();
+        self.tell_amiss();
     }
 
     /// Swaps `known` in and ends the leases that it does not go on with. Returns how many

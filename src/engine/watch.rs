@@ -7,6 +7,7 @@
 //! Invariant: who listens first and asks then how a KEK stands misses nothing.
 
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, PoisonError},
     time::{Instant, SystemTime},
 };
@@ -23,7 +24,8 @@ use crate::{
     clock,
     error::{Error, Reason},
     kek::{
-        Condition, Event, EventKind, KekName, Released, Sight, Tracker, VersionId, VersionSight,
+        Condition, Event, EventKind, Finding, KekName, Level, Released, Requirement, Sight,
+        Tracker, VersionId, VersionSight, findings,
     },
     op::Op,
 };
@@ -70,12 +72,14 @@ impl Crier {
 #[derive(Debug)]
 pub(super) struct Lookout {
     tracker: Mutex<Tracker>,
+    /// What was told to be amiss with which version.
+    amiss: Mutex<BTreeSet<(VersionId, Requirement)>>,
     crier: Crier,
 }
 
 impl Lookout {
     pub(super) fn new(crier: Crier) -> Self {
-        Self { tracker: Mutex::default(), crier }
+        Self { tracker: Mutex::default(), amiss: Mutex::default(), crier }
     }
 }
 
@@ -95,7 +99,7 @@ impl Engine {
 impl Kek {
     /// Tells what is new since it was looked at last.
     pub(super) fn look_over(&self) {
-        let Lookout { tracker, crier } = &self.lookout;
+        let Lookout { tracker, crier, .. } = &self.lookout;
         // A panic leaves what was told before, which is told again at worst.
         let mut tracker = tracker.lock().unwrap_or_else(PoisonError::into_inner);
         let at = SystemTime::now();
@@ -112,6 +116,31 @@ impl Kek {
             // Nobody needs to listen.
             drop(crier.0.send(News { event, at, stand: stand.clone() }));
         }
+    }
+
+    /// Logs what of the requirements (`kek::findings`) the version that wraps does not meet,
+    /// once, and again if it was mended in between.
+    pub(super) fn tell_amiss(&self) {
+        let Ok(Held { version, .. }) = self.current() else { return };
+        let (info, kek) = (version.info(), &self.spec.name);
+        let findings = findings(info, SystemTime::now());
+        let amiss = findings.iter().filter(|finding| finding.level != Level::Pass);
+        let mut told = self.lookout.amiss.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now_amiss = BTreeSet::new();
+        for Finding { requirement, level, what, fix } in amiss {
+            let (id, requirement) = (info.id.clone(), *requirement);
+            if !told.contains(&(id.clone(), requirement)) {
+                let (version, requirement) = (&id, requirement.as_str());
+                match level {
+                    Level::Fail => {
+                        warn!(%kek, %version, requirement, fix, "not as it should be: {what}")
+                    }
+                    _ => info!(%kek, %version, requirement, fix, "could be better: {what}"),
+                }
+            }
+            now_amiss.insert((id, requirement));
+        }
+        *told = now_amiss;
     }
 
     pub(super) fn stand(&self) -> Stand {

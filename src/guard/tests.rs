@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::time::sleep;
 
 use super::*;
-use crate::backend::{Officer, Room};
+use crate::backend::{Officer, Room, Service};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -97,6 +97,10 @@ impl Backend for Scripted {
     }
 
     fn officer(&self) -> Option<&dyn Officer> {
+        None
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
         None
     }
 

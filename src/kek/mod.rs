@@ -10,6 +10,7 @@ mod algorithm;
 mod lifecycle;
 mod name;
 mod public_key;
+mod requirements;
 mod version;
 mod watch;
 
@@ -20,7 +21,8 @@ pub use lifecycle::{
 };
 pub use name::{KekName, KeyRef};
 pub use public_key::PublicKey;
-pub use version::{Assurance, Fingerprint, Validity, VersionId, VersionInfo, VersionSet};
+pub use requirements::{Finding, Level, Requirement, findings};
+pub use version::{Assurance, Fingerprint, Recovery, Validity, VersionId, VersionInfo, VersionSet};
 pub use watch::{
     Condition, EXPIRY_NOTICE, Event, EventKind, Released, Sight, Tracker, VersionSight,
 };

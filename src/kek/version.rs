@@ -98,6 +98,20 @@ pub struct Assurance {
     pub never_extractable: bool,
     /// `CKA_LOCAL`.
     pub local: bool,
+    /// What becomes of it in a vault when it is deleted; `None` on a token, where it is gone.
+    pub recovery: Option<Recovery>,
+}
+
+/// What becomes of a deleted key, by its vault's `recoveryLevel` and `recoverableDays`.
+/// `false` also stands for "not reported".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// It can be recovered.
+    pub soft_delete: bool,
+    /// Nobody can purge it before its time.
+    pub purge_protection: bool,
+    /// For how many days it is kept.
+    pub days: Option<u32>,
 }
 
 /// What a backend reports of one version of a key. Facts of the moment it was

@@ -38,6 +38,7 @@ use tracing::info;
 pub use limits::{nofile_needed, raise_nofile_limit};
 pub use settings::{Settings, SocketSettings, TcpSettings, TlsFiles};
 pub use setup_error::SetupError;
+pub use tls::{CertificateDates, check_tls};
 pub use tls_dev::{DevTls, make_dev_tls};
 
 use crate::{api, auth::Policy, engine::Engine, observe::Metrics};

@@ -5,16 +5,16 @@
 //! authority; no session is resumed, so that every connection's certificate is
 //! verified anew; a private key that others can read is refused.
 
-use std::{fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use tokio_rustls::TlsAcceptor;
-use webpki::EndEntityCert;
+use webpki::{EndEntityCert, KeyUsage};
 use zeroize::Zeroizing;
 
 use super::{SetupError, TlsFiles};
@@ -22,6 +22,9 @@ use crate::auth::{Identity, SAN_MAX, San};
 
 /// HTTP/2, as ALPN calls it.
 pub(super) const ALPN_H2: &[u8] = b"h2";
+
+/// The end of the year 9999, which certificates do not outlast (RFC 5280, 4.1.2.5).
+const LATEST: u64 = 253_402_300_800;
 
 /// Longest PEM file that is read.
 const PEM_MAX_BYTES: u64 = 1024 * 1024;
@@ -56,6 +59,42 @@ fn config(files: &TlsFiles, provider: Arc<CryptoProvider>) -> Result<ServerConfi
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+/// When a certificate is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateDates {
+    /// Its `notBefore`.
+    pub not_before: u64,
+    /// Its `notAfter`.
+    pub not_after: u64,
+}
+
+/// Reads the files as the server would, and tells when the server's certificate is valid.
+/// `Err` says why the server would not start.
+pub fn check_tls(files: &TlsFiles) -> Result<CertificateDates, SetupError> {
+    config(files, Arc::new(aws_lc_rs::default_provider()))?;
+    let certificates = certificates(&files.certificate)?;
+    let unreadable = || bad(&files.certificate, "a certificate", &"it cannot be read");
+    let leaf = certificates.first().ok_or_else(unreadable)?;
+    let parsed = EndEntityCert::try_from(leaf).map_err(|_| unreadable())?;
+    // The verifier tells the dates of what it looks at first, at a time that is outside
+    // of them; nobody is trusted here.
+    let at = |secs| {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(secs));
+        let usage = KeyUsage::server_auth();
+        parsed.verify_for_usage(&[], &[], &[], time, usage, None, None).map(|_| ())
+    };
+    match (at(0), at(LATEST)) {
+        (
+            Err(webpki::Error::CertNotValidYet { not_before, .. }),
+            Err(webpki::Error::CertExpired { not_after, .. }),
+        ) => Ok(CertificateDates {
+            not_before: not_before.as_secs(),
+            not_after: not_after.as_secs(),
+        }),
+        _ => Err(bad(&files.certificate, "a certificate with dates", &"it is valid for ever")),
+    }
 }
 
 fn bad(path: &Path, kind: &str, error: &dyn std::fmt::Display) -> SetupError {

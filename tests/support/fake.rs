@@ -302,5 +302,9 @@ impl Backend for Fake {
         None
     }
 
+    fn service(&self) -> Option<&dyn keyward::backend::Service> {
+        None
+    }
+
     async fn close(&self) {}
 }

@@ -45,7 +45,7 @@ use super::{
 use crate::{
     backend::Deleted,
     error::{Error, Reason},
-    kek::VersionId,
+    kek::{Recovery, VersionId},
     secret::Secret,
 };
 
@@ -109,6 +109,7 @@ pub(super) struct Attributes {
     pub(super) created: Option<SystemTime>,
     pub(super) exportable: bool,
     pub(super) platform: Option<String>,
+    pub(super) recovery: Recovery,
 }
 
 impl Attributes {
@@ -116,6 +117,7 @@ impl Attributes {
         // What is not told is not assumed: a key of which nobody says that it is enabled
         // is not.
         let Some(told) = attributes else { return Self::default() };
+        let level = told.recovery_level;
         let plain =
             |text: &String| text.len() <= 16 && text.bytes().all(|b| b.is_ascii_alphanumeric());
         Self {
@@ -125,6 +127,11 @@ impl Attributes {
             created: told.created.map(SystemTime::from),
             exportable: told.exportable.unwrap_or(false),
             platform: told.hsm_platform.filter(plain),
+            recovery: Recovery {
+                soft_delete: level.as_ref().is_some_and(is_recoverable),
+                purge_protection: level.as_ref().and_then(is_protected).unwrap_or(false),
+                days: told.recoverable_days.and_then(|days| u32::try_from(days).ok()),
+            },
         }
     }
 }
@@ -169,6 +176,11 @@ impl Client {
             queue,
             closed: AtomicBool::new(false),
         })
+    }
+
+    /// By how many seconds the vault's clock was ahead of ours when it last answered.
+    pub(super) fn clock_ahead(&self) -> Option<i64> {
+        self.wire.clock_ahead()
     }
 
     /// Ends everything. Calls after it fail.
@@ -454,6 +466,11 @@ impl Drop for Client {
         // The keeper's task would go on for ever.
         self.close();
     }
+}
+
+/// Whether a deleted key can be recovered.
+fn is_recoverable(level: &DeletionRecoveryLevel) -> bool {
+    is_protected(level).is_some() && *level != DeletionRecoveryLevel::Purgeable
 }
 
 /// Whether nobody can purge a key before its time, if that is known.

@@ -216,6 +216,7 @@ impl Keys {
                 device: device(self.service, in_hsm, attributes.platform.as_deref()),
                 sensitive: true,
                 extractable: attributes.exportable,
+                recovery: Some(attributes.recovery),
                 // A vault tells nothing of where a key was before.
                 ..Assurance::default()
             },

@@ -23,6 +23,7 @@ mod fault;
 mod identity;
 mod keys;
 mod officer;
+mod rights;
 mod settings;
 mod transport;
 mod vault;
@@ -339,6 +340,10 @@ impl Backend for KeyVaultBackend {
     }
 
     fn officer(&self) -> Option<&dyn Officer> {
+        Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn crate::backend::Service> {
         Some(self)
     }
 

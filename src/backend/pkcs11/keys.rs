@@ -250,6 +250,7 @@ fn read(seat: &Seat<'_>, handle: CK_OBJECT_HANDLE, algorithm: Algorithm) -> Resu
             always_sensitive: is(AttributeType::AlwaysSensitive),
             never_extractable: is(AttributeType::NeverExtractable),
             local: is(AttributeType::Local),
+            recovery: None,
         },
     };
     Ok(Found { key, info })

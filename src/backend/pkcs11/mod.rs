@@ -385,6 +385,10 @@ impl Backend for Pkcs11Backend {
         Some(self)
     }
 
+    fn service(&self) -> Option<&dyn crate::backend::Service> {
+        None
+    }
+
     async fn close(&self) {
         let (pool, patience) = (Arc::clone(&self.pool), self.patience);
         // Joining threads blocks. If this task is cancelled, the threads end all the same.

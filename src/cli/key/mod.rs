@@ -285,7 +285,7 @@ fn spki(key: &KeyDescription) -> &[u8] {
 
 /// Attributes by their PKCS#11 names.
 fn attributes(assurance: &Assurance) -> [(&'static str, bool); 5] {
-    let Assurance { device: _, sensitive, extractable, always_sensitive, never_extractable, local } =
+    let Assurance { sensitive, extractable, always_sensitive, never_extractable, local, .. } =
         *assurance;
     [
         ("SENSITIVE", sensitive),

@@ -244,5 +244,9 @@ impl Backend for Way {
         None
     }
 
+    fn service(&self) -> Option<&dyn keyward::backend::Service> {
+        None
+    }
+
     async fn close(&self) {}
 }

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use futures_util::stream;
@@ -25,6 +25,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -32,6 +33,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    clock::Now,
     entra,
     faults::{Fault, Tls},
     gate::Gate,
@@ -247,6 +249,7 @@ impl Handler {
         if let Some(Fault::Body(text)) = &fault {
             answer.body = text.clone().into_bytes();
         }
+        answer.headers.push(("Date", http_date(self.world.clock.now())));
         let request_id = answer.headers.iter().find(|(name, _)| *name == "x-ms-request-id");
         let request_id = request_id.map(|(_, id)| id.clone()).unwrap_or_default();
         self.world.record.add(Seen { status: answer.status, request_id, ..seen });
@@ -281,6 +284,12 @@ async fn read(request: Request<Incoming>) -> io::Result<Asked> {
         headers: head.headers,
         body,
     })
+}
+
+/// A time as HTTP writes it (RFC 9110, 5.6.7).
+fn http_date(now: Now) -> String {
+    let date = OffsetDateTime::from(UNIX_EPOCH + now).format(&Rfc2822).expect("a date");
+    date.replace("+0000", "GMT")
 }
 
 fn respond(answer: Answer, fault: Option<Fault>) -> io::Result<Response<Body>> {

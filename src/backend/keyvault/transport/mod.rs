@@ -11,7 +11,13 @@ mod link;
 mod pool;
 pub(super) mod tls;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use azure_core::http::{
@@ -22,6 +28,7 @@ use azure_core::http::{
 };
 use hyper::body::Bytes;
 use rustls::ClientConfig;
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use self::{
     exchange::{Exchanged, Whole, exchange},
@@ -77,14 +84,21 @@ pub(super) struct Wire {
     tls: Arc<ClientConfig>,
     pool: Pool,
     on_refusal: Option<OnRefusal>,
+    /// By how many seconds the other end's clock was ahead when it last said what time it
+    /// is; [`UNTOLD`] until it did.
+    ahead: AtomicI64,
 }
+
+/// No number of seconds that a clock is ahead.
+const UNTOLD: i64 = i64::MIN;
 
 impl Wire {
     /// A way to these origins, over at most `idle` idle connections. More than one origin
     /// cannot share connections: then `idle` is 0.
     pub(super) fn new(origins: Vec<Origin>, tls: Arc<ClientConfig>, idle: usize) -> Self {
         debug_assert!(origins.len() == 1 || idle == 0);
-        Self { origins, tls, pool: Pool::new(idle), on_refusal: None }
+        let ahead = AtomicI64::new(UNTOLD);
+        Self { origins, tls, pool: Pool::new(idle), on_refusal: None, ahead }
     }
 
     /// Tells `listener` of answers that are no success, whatever the SDK makes of them.
@@ -92,6 +106,11 @@ impl Wire {
     pub(super) fn telling(mut self, listener: impl Fn(u16, &[u8]) + Send + Sync + 'static) -> Self {
         self.on_refusal = Some(Box::new(listener));
         self
+    }
+
+    /// By how many seconds the other end's clock was ahead of ours when it last answered.
+    pub(super) fn clock_ahead(&self) -> Option<i64> {
+        Some(self.ahead.load(Ordering::Relaxed)).filter(|ahead| *ahead != UNTOLD)
     }
 
     /// Closes connections that are idle.
@@ -139,6 +158,9 @@ impl Policy for Wire {
         let repeatable = ctx.value::<Repeatable>().is_some();
         let (head, body) = self.answer(&origin, request, repeatable).await?.into_parts();
         let status = head.status.as_u16();
+        if let Some(ahead) = ahead(&head.headers, OffsetDateTime::now_utc()) {
+            self.ahead.store(ahead, Ordering::Relaxed);
+        }
         if let (false, Some(tell)) = (head.status.is_success(), &self.on_refusal) {
             tell(status, &body);
         }
@@ -156,6 +178,14 @@ impl Policy for Wire {
         }
         Ok(AsyncRawResponse::from_bytes(StatusCode::from(status), headers, body))
     }
+}
+
+/// By how many seconds the clock of whoever sent these headers is ahead of `now` (RFC 9110,
+/// 6.6.1).
+fn ahead(headers: &http::HeaderMap, now: OffsetDateTime) -> Option<i64> {
+    let date = headers.get(http::header::DATE)?.to_str().ok()?;
+    let date = OffsetDateTime::parse(date, &Rfc2822).ok()?;
+    Some((date - now).whole_seconds())
 }
 
 /// The SDK's request, as hyper sends it.

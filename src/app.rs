@@ -22,9 +22,9 @@ use crate::{
     cache::Cache,
     clock,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
-    engine::{self, Engine, KekSpec},
+    engine::{self, Engine, KekSpec, Kept},
     error::{Error, Reason},
-    kept::Revocations,
+    kept::{Ledger, Revocations},
     observe::{self, Metrics},
     secret::{self, Protection, SlabError},
     server::{self, Served, SetupError},
@@ -110,8 +110,8 @@ async fn run(config: Config) -> Result<(), StartError> {
         backends.into_iter().map(|backend| Metered::over(backend, &metrics)).collect();
     let keks = kek_specs(&config.keks, &backends);
     let cache = Arc::new(build_cache(&config.cache)?);
-    let revocations = revocations(config.state.as_deref())?;
-    let engine = Engine::new(keks, config.cache.terms, cache, revocations, Arc::clone(&metrics));
+    let kept = kept(config.state.as_deref())?;
+    let engine = Engine::new(keks, config.cache.terms, cache, kept, Arc::clone(&metrics));
     let engine = Arc::new(engine);
     engine.revoke_as_recorded().map_err(|error| no_state(&error))?;
     engine.be_watched();
@@ -142,13 +142,14 @@ async fn run(config: Config) -> Result<(), StartError> {
         }
         notify_supervisor(NotifyState::Stopping);
     };
-    let served = Served { engine, policy, metrics, ready: is_ready };
+    let served = Served { engine: Arc::clone(&engine), policy, metrics, ready: is_ready };
     let ended = server::serve(&config.server, served, stop, |listening| {
         let server::Listening { socket, tcp, admin } = listening;
         info!(?socket, ?tcp, ?admin, "listening");
     })
     .await;
     proving.abort();
+    engine.keep_census().await;
     for backend in &backends {
         backend.close().await;
     }
@@ -161,12 +162,15 @@ async fn run(config: Config) -> Result<(), StartError> {
 
 /// What outlasts a restart. Without a directory nothing does, which is a choice, but one to
 /// be told of.
-fn revocations(state: Option<&Path>) -> Result<Revocations, StartError> {
+fn kept(state: Option<&Path>) -> Result<Kept, StartError> {
     match state {
-        Some(state) => Revocations::open(state).map_err(|error| no_state(&error)),
+        Some(state) => Ok(Kept {
+            revocations: Revocations::open(state).map_err(|error| no_state(&error))?,
+            ledger: Ledger::of(state),
+        }),
         None => {
             warn!("no `state` directory: a KEK that is revoked would be back after a restart");
-            Ok(Revocations::unkept())
+            Ok(Kept::nothing())
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) fn kek(description: &KekDescription, keys: PublicKeys) -> wire::Kek {
         versions,
         condition,
         reason,
+        node,
+        since,
     } = description;
     let keeper = versions
         .iter()
@@ -83,6 +85,8 @@ pub(super) fn kek(description: &KekDescription, keys: PublicKeys) -> wire::Kek {
         assurance: Some(assurance(backend_kind, keeper)),
         condition: self::condition(*condition).into(),
         reason: reason_name(*reason),
+        census_node: node.clone(),
+        census_since: Some(timestamp(*since)),
     }
 }
 
@@ -175,7 +179,7 @@ fn assurance(backend_kind: &str, of_current: Option<&Assurance>) -> wire::Assura
 }
 
 fn version(version: &VersionDescription, keys: PublicKeys) -> wire::KekVersion {
-    let VersionDescription { info, state, proven_at } = version;
+    let VersionDescription { info, state, proven_at, usage } = version;
     let VersionInfo { id, bits, fingerprint, public_key, validity, .. } = &**info;
     let public_key = public_key.as_ref().filter(|_| keys == PublicKeys::With);
     wire::KekVersion {
@@ -187,6 +191,15 @@ fn version(version: &VersionDescription, keys: PublicKeys) -> wire::KekVersion {
         not_after: validity.not_after.map(timestamp),
         public_key: public_key.map(PublicKey::spki).unwrap_or_default().to_vec(),
         proven_at: proven_at.map(timestamp),
+        usage: Some(wire::VersionUsage {
+            unwraps: usage.unwraps,
+            last: usage.last.map(timestamp),
+            callers: usage.callers.count(),
+            caller_bits: match keys {
+                PublicKeys::With => usage.callers.to_bytes().to_vec(),
+                PublicKeys::Without => Vec::new(),
+            },
+        }),
     }
 }
 

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
+    census::{self, CensusOf},
     failure::Failure,
     output::print,
     show::{self, row, yes_no},
@@ -19,6 +20,7 @@ pub(super) enum Kek {
     List(List),
     Show(Show),
     Watch(Watch),
+    Census(CensusOf),
     Reload(Reload),
     Purge(Purge),
     Revoke(Revoke),
@@ -32,7 +34,7 @@ pub(super) struct List {
     sidecar: SidecarArgs,
 }
 
-/// Show a KEK: versions, state, validity, assurance
+/// Show a KEK: versions, state, validity, assurance, and whether old versions are in use
 #[derive(Args, Debug)]
 pub(super) struct Show {
     #[command(flatten)]
@@ -109,6 +111,7 @@ impl Kek {
             Self::List(command) => command.run(json),
             Self::Show(command) => command.run(json),
             Self::Watch(command) => command.run(json),
+            Self::Census(command) => command.run(json),
             Self::Reload(command) => command.run(json),
             Self::Purge(command) => command.run(json),
             Self::Revoke(command) => command.run(json),
@@ -265,6 +268,15 @@ fn state(version: &KekVersion) -> &'static str {
     version.state().as_str_name()
 }
 
+/// How a KEK stands, and why it is no better.
+fn condition(kek: &sidecar::Kek) -> String {
+    let condition = kek.condition().as_str_name();
+    match optional(&kek.reason) {
+        Some(reason) => format!("{condition} ({reason})"),
+        None => condition.to_owned(),
+    }
+}
+
 fn text(kek: &sidecar::Kek) -> String {
     let assurance = kek.assurance.clone().unwrap_or_default();
     let mut text = show::table(&[
@@ -273,6 +285,7 @@ fn text(kek: &sidecar::Kek) -> String {
         row(["device", or_dash(&assurance.device)]),
         row(["algorithm", &algorithm_name(kek.algorithm)]),
         row(["current", or_dash(&kek.current_version)]),
+        row(["condition", &condition(kek)]),
         row(["SENSITIVE", yes_no(assurance.sensitive)]),
         row(["EXTRACTABLE", yes_no(assurance.extractable)]),
         row(["ALWAYS_SENSITIVE", yes_no(assurance.always_sensitive)]),
@@ -295,6 +308,18 @@ fn text(kek: &sidecar::Kek) -> String {
     }
     text.push('\n');
     text.push_str(&show::table(&rows));
+    let now = SystemTime::now();
+    let head = [&["VERSION"][..], &census::HEAD].concat();
+    let mut rows = vec![head.into_iter().map(str::to_owned).collect()];
+    for version in &kek.versions {
+        let mut cells = row([&version.version]);
+        cells.extend(census::of_version(kek, version, now).cells());
+        rows.push(cells);
+    }
+    text.push('\n');
+    text.push_str(&show::table(&rows));
+    text.push_str(&census::counted_since(kek));
+    text.push_str(census::LIMITS);
     text
 }
 
@@ -308,6 +333,8 @@ fn kek_json(kek: &sidecar::Kek) -> Value {
         "usable": kek.versions.iter().any(|v| {
             v.version == kek.current_version && v.state() == KekState::Active
         }),
+        "condition": kek.condition().as_str_name(),
+        "reason": optional(&kek.reason),
         "assurance": {
             "backend_kind": assurance.backend_kind,
             "device": assurance.device,
@@ -317,11 +344,11 @@ fn kek_json(kek: &sidecar::Kek) -> Value {
             "never_extractable": assurance.never_extractable,
             "local": assurance.local,
         },
-        "versions": kek.versions.iter().map(version_json).collect::<Vec<_>>(),
+        "versions": kek.versions.iter().map(|one| version_json(kek, one)).collect::<Vec<_>>(),
     })
 }
 
-fn version_json(version: &KekVersion) -> Value {
+fn version_json(kek: &sidecar::Kek, version: &KekVersion) -> Value {
     let mut object = Map::new();
     object.insert("version".into(), json!(version.version));
     object.insert("state".into(), json!(state(version)));
@@ -330,6 +357,8 @@ fn version_json(version: &KekVersion) -> Value {
     object.insert("not_before".into(), json!(moment(version.not_before)));
     object.insert("not_after".into(), json!(moment(version.not_after)));
     object.insert("proven_at".into(), json!(moment(version.proven_at)));
+    let told = census::of_version(kek, version, SystemTime::now());
+    object.insert("census".into(), told.to_json());
     if !version.public_key.is_empty() {
         object.insert("public_key".into(), json!(show::pem(&version.public_key)));
     }

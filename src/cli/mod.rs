@@ -14,6 +14,7 @@
 //! standard output carries what was asked for and nothing else.
 
 mod bench;
+mod census;
 mod check;
 mod completions;
 mod config;

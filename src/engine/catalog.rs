@@ -22,6 +22,7 @@ use tokio::sync::{Notify, Semaphore};
 use tracing::warn;
 
 use super::{
+    census::{Bookkeeper, Row, Rows},
     custody::Custody,
     rounds::proofs_at_once,
     tolls::Tolls,
@@ -80,6 +81,7 @@ pub(super) struct Kek {
     /// Rung when an operation met a key that is not what is known of it.
     pub(super) suspicion: Notify,
     pub(super) lookout: Lookout,
+    pub(super) rows: Rows,
 }
 
 /// Whether an operator took the KEK away.
@@ -108,6 +110,8 @@ pub(super) struct Leased {
     pub(super) asked: Option<Instant>,
     /// How often in a row the backend denied it and was not believed yet.
     pub(super) denials: u32,
+    /// How it is used; the same for as long as the KEK is known.
+    pub(super) row: Arc<Row>,
 }
 
 /// A version that may be used now, and the lease that says so.
@@ -145,7 +149,12 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    pub(super) fn new(specs: Vec<KekSpec>, metrics: &Metrics, crier: &Crier) -> Self {
+    pub(super) fn new(
+        specs: Vec<KekSpec>,
+        metrics: &Metrics,
+        crier: &Crier,
+        books: &Bookkeeper,
+    ) -> Self {
         // KEKs of one backend share what stands around it.
         let mut ways: Vec<(Arc<dyn Backend>, Way)> = Vec::new();
         let mut keks = BTreeMap::new();
@@ -159,7 +168,9 @@ impl Catalog {
                     way
                 }
             };
-            keks.insert(spec.name.clone(), Arc::new(Kek::new(spec, way, metrics, crier.clone())));
+            let rows = books.rows(&spec.name);
+            let name = spec.name.clone();
+            keks.insert(name, Arc::new(Kek::new(spec, way, metrics, crier.clone(), rows)));
         }
         Self { keks, guards: ways.into_iter().map(|(_, way)| way.guard).collect() }
     }
@@ -183,7 +194,7 @@ impl Catalog {
 }
 
 impl Kek {
-    fn new(spec: KekSpec, way: Way, metrics: &Metrics, crier: Crier) -> Self {
+    fn new(spec: KekSpec, way: Way, metrics: &Metrics, crier: Crier, rows: Rows) -> Self {
         let known = Known::trouble(unread(&spec.name));
         let Way { guard, proofs, tolls } = way;
         Self {
@@ -200,6 +211,7 @@ impl Kek {
             purges: AtomicU64::new(0),
             suspicion: Notify::new(),
             lookout: Lookout::new(crier),
+            rows,
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     auth::Permit,
     error::{Error, Reason},
-    kek::{Algorithm, Condition, KekName, Proof, State, VersionId, VersionInfo},
+    kek::{Algorithm, Condition, KekName, Proof, State, Usage, VersionId, VersionInfo},
     op::Op,
 };
 
@@ -33,6 +33,10 @@ pub struct KekDescription {
     pub condition: Condition,
     /// Why it stands no better.
     pub reason: Option<Reason>,
+    /// The name of this node in the census.
+    pub node: String,
+    /// When it began to count.
+    pub since: SystemTime,
 }
 
 /// What is known of a version.
@@ -44,6 +48,8 @@ pub struct VersionDescription {
     pub state: State,
     /// When it last proved itself.
     pub proven_at: Option<SystemTime>,
+    /// How it was used, since [`KekDescription::since`].
+    pub usage: Usage,
 }
 
 impl Engine {
@@ -54,14 +60,16 @@ impl Engine {
             let now = SystemTime::now();
             let KekSpec { name, backend, algorithm, .. } = &kek.spec;
             let known = kek.known();
-            let versions = known.versions.iter().map(|Leased { version, .. }| VersionDescription {
-                info: Arc::clone(version.info()),
-                state: version.state(now),
-                proven_at: match version.proof() {
-                    Proof::Proven { at } => Some(*at),
-                    _ => None,
-                },
-            });
+            let versions =
+                known.versions.iter().map(|Leased { version, row, .. }| VersionDescription {
+                    info: Arc::clone(version.info()),
+                    state: version.state(now),
+                    proven_at: match version.proof() {
+                        Proof::Proven { at } => Some(*at),
+                        _ => None,
+                    },
+                    usage: row.usage(),
+                });
             let Stand { condition, reason, current, .. } = kek.stand();
             KekDescription {
                 name: name.clone(),
@@ -72,6 +80,8 @@ impl Engine {
                 versions: versions.collect(),
                 condition,
                 reason,
+                node: self.bookkeeper.node().to_owned(),
+                since: self.bookkeeper.since(),
             }
         });
         running.end(result)

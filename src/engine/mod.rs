@@ -6,6 +6,7 @@
 //! catalogue -> life cycle and lease -> cache, or guard -> backend -> envelope -> lease.
 
 mod catalog;
+mod census;
 mod custody;
 mod describe;
 mod generate;
@@ -25,7 +26,7 @@ use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub use catalog::KekSpec;
@@ -46,18 +47,35 @@ use crate::{
     error::{Error, Reason},
     guard::{Ask, Class, Sender},
     kek::{KekName, VersionId},
-    kept::Revocations,
+    kept::{Ledger, Revocations},
     lease::{self, Terms},
     observe::{Metrics, Record},
     op::Op,
 };
 use catalog::{Catalog, Kek};
+use census::Bookkeeper;
 use custody::Custody;
 use rounds::Look;
 use watch::Crier;
 
 /// Unwraps by the backend that may be under way at once, for different DEKs.
 const FLIGHTS_MAX: usize = 16 * 1024;
+
+/// What outlasts a restart.
+#[derive(Debug)]
+pub struct Kept {
+    /// What operators took away.
+    pub revocations: Revocations,
+    /// What was counted.
+    pub ledger: Ledger,
+}
+
+impl Kept {
+    /// Nothing does.
+    pub fn nothing() -> Self {
+        Self { revocations: Revocations::unkept(), ledger: Ledger::unkept() }
+    }
+}
 
 /// The use cases over the configured KEKs.
 pub struct Engine {
@@ -69,6 +87,7 @@ pub struct Engine {
     changing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     crier: Crier,
+    bookkeeper: Bookkeeper,
     /// Makes numbers of callers that no caller can choose.
     callers: RandomState,
 }
@@ -80,17 +99,21 @@ impl Engine {
         keks: Vec<KekSpec>,
         terms: Terms,
         cache: Arc<Cache>,
-        revocations: Revocations,
+        kept: Kept,
         metrics: Arc<Metrics>,
     ) -> Self {
         lease::start_counting();
         let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
         let custody = Arc::new(Custody { cache, carriers, terms, flights });
         let crier = Crier::new();
-        let catalog = Catalog::new(keks, &metrics, &crier);
-        let (revocations, callers) = (Arc::new(revocations), RandomState::new());
+        let Kept { revocations, ledger } = kept;
+        let callers = RandomState::new();
+        let node = [SystemTime::now(), SystemTime::UNIX_EPOCH].map(|salt| callers.hash_one(salt));
+        let bookkeeper = Bookkeeper::open(ledger, format!("{:016x}{:016x}", node[0], node[1]));
+        let catalog = Catalog::new(keks, &metrics, &crier, &bookkeeper);
+        let revocations = Arc::new(revocations);
         let changing = tokio::sync::Mutex::default();
-        Self { catalog, custody, revocations, changing, metrics, crier, callers }
+        Self { catalog, custody, revocations, changing, metrics, crier, bookkeeper, callers }
     }
 
     /// The register of connections, for who opens some.

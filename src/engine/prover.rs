@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Engine, catalog::Kek, custody::Custody, rounds::Look};
+use super::{Engine, catalog::Kek, census, custody::Custody, rounds::Look};
 use crate::{
     backend::jitter,
     clock,
@@ -39,6 +39,7 @@ pub async fn keep_proven(engine: Arc<Engine>) {
         keepers.spawn(keep(Arc::clone(kek), Arc::clone(&engine.custody)));
     }
     keepers.spawn(tend(Arc::clone(&engine)));
+    keepers.spawn(census::keep(Arc::clone(&engine)));
     while keepers.join_next().await.is_some() {}
 }
 

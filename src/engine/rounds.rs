@@ -161,8 +161,9 @@ impl Round<'_> {
     /// Renews the lease of one version, by its attributes if that will do. Also says why it
     /// could not be asked, or is not believed, if so.
     async fn renew(&self, info: VersionInfo, earlier: Option<&Leased>) -> (Leased, Option<Error>) {
+        let row = self.kek.rows.row(&info.id);
         let leased =
-            |version, lease| Leased { version, lease, asked: Some(self.asked), denials: 0 };
+            |version, lease| Leased { version, lease, asked: Some(self.asked), denials: 0, row };
         if let Some(lease) = earlier.and_then(|earlier| self.is_known_to_work(&info, earlier)) {
             let version = Version::new(Arc::new(info), Proof::Proven { at: self.asked_at });
             lease.renew(self.asked, self.terms);
@@ -227,10 +228,11 @@ impl Round<'_> {
                 }
             }
         };
+        let row = kek.rows.row(&info.id);
         let version = Version::new(Arc::new(info), proof);
         // What is expired or disabled has no right to be used, though it still works.
         let lease = lease.filter(|_| self.is_active(&version));
-        (Leased { version, lease, asked, denials }, trouble)
+        (Leased { version, lease, asked, denials, row }, trouble)
     }
 
     fn is_active(&self, version: &Version) -> bool {

@@ -62,7 +62,9 @@ impl Engine {
             permit.check_context(context.is_bound())?;
             let kek = permitted(self, &permit, wrapped)?;
             let wanted = Wanted { wrapped, context, ask: self.ask(&permit, class, deadline) };
-            wanted.answer(kek, &self.custody).await
+            let unwrapped = wanted.answer(kek, &self.custody).await?;
+            kek.count(&wrapped.version, permit.who(), wanted.ask.sender);
+            Ok(unwrapped)
         }
         .await;
         running.cached = matches!(&result, Ok(Unwrapped { source: Source::Cache, .. }));

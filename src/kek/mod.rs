@@ -7,6 +7,7 @@
 //! that is expired, disabled or unproven: it does not compile.
 
 mod algorithm;
+mod census;
 mod lifecycle;
 mod name;
 mod public_key;
@@ -15,6 +16,7 @@ mod version;
 mod watch;
 
 pub use algorithm::{Algorithm, Family, OaepHash};
+pub use census::{Callers, Census, QUIET_FOR, Report, Usage, Usages, Verdict};
 pub use lifecycle::{
     NewestDisabled, PROOF_MAX_AGE, Proof, Purpose, State, UsableVersion, Version,
     check_not_taken_away, current,

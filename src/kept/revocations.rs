@@ -5,16 +5,14 @@
 //! that is none, a file that cannot be looked at, is an error and not a KEK that is allowed.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, ErrorKind, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use crate::{
-    error::{Error, Reason},
-    kek::KekName,
-};
+use super::{misconfigured, sync, unusable};
+use crate::{error::Error, kek::KekName};
 
 /// Most records that are read; a bound that no configuration reaches.
 const RECORDS_MAX: usize = 4096;
@@ -103,20 +101,6 @@ impl Revocations {
             _ => Ok(()),
         }
     }
-}
-
-fn sync(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-fn misconfigured(path: &Path, what: &str) -> Error {
-    Error::new(Reason::BackendMisconfigured, format!("the state directory cannot be used: {what}"))
-        .with_detail(path.display().to_string())
-}
-
-fn unusable(path: &Path, error: &io::Error) -> Error {
-    misconfigured(path, &error.kind().to_string())
-        .with_fix("see whether the sidecar's user may write there, and whether the disk is full")
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod keyvault;
 mod azure;
 mod bad_input;
 mod bench;
+mod census;
 mod check;
 mod commands;
 mod faults;

@@ -10,9 +10,8 @@ use keyward::{
     cache::{Cache, CacheSettings},
     client::{Client, Endpoint, TlsFiles, WrappedDek},
     clock,
-    engine::{Engine, KekSpec},
+    engine::{Engine, KekSpec, Kept},
     kek::{Algorithm, KekName, KeyRef, NewestDisabled},
-    kept::Revocations,
     lease::Terms,
     observe::Metrics,
     op::Op,
@@ -136,8 +135,7 @@ pub fn engine(
     let (count, slots) = Cache::layout(cache.capacity);
     let (shelves, _) = shelves(count, slots, true).unwrap();
     let cache = Cache::new(cache, shelves, clock::now()).unwrap();
-    let engine =
-        Arc::new(Engine::new(keks, terms, Arc::new(cache), Revocations::unkept(), metrics));
+    let engine = Arc::new(Engine::new(keks, terms, Arc::new(cache), Kept::nothing(), metrics));
     engine.be_watched();
     engine
 }

@@ -24,7 +24,7 @@ use crate::{
     config::{BackendConfig, CacheConfig, Config, KekConfig},
     engine::{self, Engine, KekSpec, Kept},
     error::{Error, Reason},
-    kept::{Ledger, Revocations},
+    kept::{Ledger, Modes, Revocations},
     observe::{self, Metrics},
     secret::{self, Protection, SlabError},
     server::{self, Served, SetupError},
@@ -111,6 +111,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     let keks = kek_specs(&config.keks, &backends);
     let cache = Arc::new(build_cache(&config.cache)?);
     let kept = kept(config.state.as_deref())?;
+    fix_modes(config.state.as_deref(), &config.keks)?;
     let engine = Engine::new(keks, config.cache.terms, cache, kept, Arc::clone(&metrics));
     let engine = Arc::new(engine);
     engine.revoke_as_recorded().map_err(|error| no_state(&error))?;
@@ -175,6 +176,25 @@ fn kept(state: Option<&Path>) -> Result<Kept, StartError> {
     }
 }
 
+/// Records who owns each KEK, or refuses to go on if that was another.
+fn fix_modes(state: Option<&Path>, keks: &[KekConfig]) -> Result<(), StartError> {
+    let refused = |error: Error| StartError::of("cannot tell who owns the KEKs".to_owned(), &error);
+    let Some(state) = state else {
+        return match keks.iter().find(|kek| kek.mode.rules().is_some()) {
+            None => Ok(()),
+            Some(kek) => Err(refused(
+                Error::new(
+                    Reason::BackendMisconfigured,
+                    format!("KEK {} is service-managed, and nothing is kept", kek.name),
+                )
+                .with_fix("set `state` in [server]: what the service owns is recorded there"),
+            )),
+        };
+    };
+    let modes = Modes::open(state).map_err(refused)?;
+    keks.iter().try_for_each(|kek| modes.fix(&kek.name, kek.mode)).map_err(refused)
+}
+
 fn no_state(error: &Error) -> StartError {
     StartError::of("cannot tell which KEKs were revoked".to_owned(), error)
 }
@@ -223,6 +243,7 @@ fn kek_specs(keks: &[KekConfig], backends: &[Arc<dyn Backend>]) -> Vec<KekSpec> 
         key: kek.key.clone(),
         algorithm: kek.algorithm,
         newest_disabled: kek.newest_disabled,
+        mode: kek.mode,
     };
     keks.iter().map(spec).collect()
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     backend::keyvault::is_key_name,
-    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
+    kek::{Algorithm, KekName, KeyRef, Mode, NewestDisabled, ServiceRules},
 };
 
 /// A KEK.
@@ -24,6 +24,8 @@ pub struct KekConfig {
     pub algorithm: Algorithm,
     /// What it means that its newest version is disabled.
     pub newest_disabled: NewestDisabled,
+    /// Who owns it.
+    pub mode: Mode,
 }
 
 /// Reads every KEK. `backends` are the names that the file gives to backends, whether
@@ -80,16 +82,21 @@ fn read_one(fields: &Fields<'_>, name: Option<KekName>, backends: &[&str]) -> Op
     });
     let key = fields.parsed(&schema::KEY, parse_key);
     let algorithm = fields.parsed(&schema::ALGORITHM, parse_algorithm);
-    let mode = fields.parsed(&schema::MODE, parse_mode);
+    let mode = read_mode(fields);
     let newest_disabled = fields.parsed(&schema::NEWEST_DISABLED, parse_newest_disabled);
     let name = name?;
     let key = match fields.given(&schema::KEY) {
         true => key?,
         false => KeyRef { label: name.as_str().into(), pinned: None },
     };
-    mode?;
+    let mode = mode?;
+    if key.pinned.is_some() && mode.rules().is_some() {
+        let wrong =
+            Wrong::new("a KEK that is rotated has no version of its own", "name the key alone");
+        fields.refuse(&schema::KEY, wrong);
+    }
     let (algorithm, newest_disabled) = (algorithm?, newest_disabled?);
-    Some(KekConfig { name, backend: backend?, key, algorithm, newest_disabled })
+    Some(KekConfig { name, backend: backend?, key, algorithm, newest_disabled, mode })
 }
 
 /// Notes what the KEK asks for that its backend cannot give.
@@ -170,16 +177,45 @@ fn parse_newest_disabled(text: &str) -> Result<NewestDisabled, Wrong> {
     }
 }
 
-fn parse_mode(text: &str) -> Result<(), Wrong> {
-    match text {
-        "customer-managed" => Ok(()),
-        "service-managed" => Err(Wrong::new(
-            "service-managed keys are not in this release",
-            r#"use mode = "customer-managed" and create the key with `keyward key create`"#,
-        )),
+/// Who owns the KEK, and by what rules.
+fn read_mode(fields: &Fields<'_>) -> Option<Mode> {
+    let is_service = fields.parsed(&schema::MODE, |text| match text {
+        "customer-managed" => Ok(false),
+        "service-managed" => Ok(true),
         _ => Err(Wrong::new(
             format!("{} is no mode", quoted(text)),
-            r#"use mode = "customer-managed""#,
+            r#"use "customer-managed" or "service-managed""#,
         )),
+    });
+    let rsa_bits = fields.number(&schema::RSA_BITS);
+    if rsa_bits.is_some_and(|bits| ![2048, 3072, 4096].contains(&bits)) {
+        let wrong = Wrong::new("no RSA key of that size is made", "choose 2048, 3072 or 4096");
+        fields.refuse(&schema::RSA_BITS, wrong);
     }
+    let rotate_every = fields.duration(&schema::ROTATE_EVERY);
+    let [expire_after, retire_quiet] =
+        [&schema::EXPIRE_AFTER, &schema::RETIRE_QUIET].map(|key| match fields.given(key) {
+            true => fields.duration(key).map(Some),
+            false => Some(None),
+        });
+    if !is_service? {
+        let given = schema::OF_SERVICE.iter().filter(|key| fields.given(key));
+        given.for_each(|key| {
+            let what = "this is for service-managed KEKs: a customer's is left as it is";
+            fields.refuse(key, Wrong::new(what, "remove it"));
+        });
+        return Some(Mode::CustomerManaged);
+    }
+    let (rotate_every, expire_after) = (rotate_every?, expire_after?);
+    if expire_after.is_some_and(|expire_after| expire_after <= rotate_every) {
+        let what = "a version would end before the next one is current";
+        let fix = "choose a longer time than rotate_every";
+        fields.refuse(&schema::EXPIRE_AFTER, Wrong::new(what, fix));
+    }
+    Some(Mode::ServiceManaged(ServiceRules {
+        rsa_bits: u32::try_from(rsa_bits?).ok()?,
+        rotate_every,
+        expire_after,
+        retire_quiet: retire_quiet?,
+    }))
 }

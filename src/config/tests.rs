@@ -181,7 +181,7 @@ sessions = 65
 name = "orders db"
 backend = "hms"
 algorithm = "RSA1_5"
-mode = "service-managed"
+mode = "nobody-managed"
 
 [[kek]]
 name = "a"

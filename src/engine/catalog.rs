@@ -34,8 +34,8 @@ use crate::{
     error::{Error, Reason},
     guard::Guard,
     kek::{
-        Algorithm, KekName, KeyRef, NewestDisabled, Purpose, UsableVersion, Version, VersionId,
-        VersionInfo, VersionSet, check_not_taken_away, current,
+        Algorithm, KekName, KeyRef, Mode, NewestDisabled, Purpose, UsableVersion, Version,
+        VersionId, VersionInfo, VersionSet, check_not_taken_away, current,
     },
     lease::{Lease, Standing},
     observe::{KekMetrics, Metrics, Purge},
@@ -54,6 +54,8 @@ pub struct KekSpec {
     pub algorithm: Algorithm,
     /// What it means that its newest version is disabled.
     pub newest_disabled: NewestDisabled,
+    /// Who owns it.
+    pub mode: Mode,
 }
 
 /// A configured KEK and what is known of it.
@@ -489,7 +491,7 @@ impl AsRef<VersionInfo> for Leased {
 
 impl fmt::Debug for KekSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, backend, key, algorithm, newest_disabled: _ } = self;
+        let Self { name, backend, key, algorithm, newest_disabled: _, mode: _ } = self;
         write!(f, "KekSpec({name}: {} {key} {algorithm})", backend.name())
     }
 }

@@ -5,6 +5,7 @@
 //! no vendor. The way of an unwrap is one straight line:
 //! catalogue -> life cycle and lease -> cache, or guard -> backend -> envelope -> lease.
 
+mod caretaker;
 mod catalog;
 mod census;
 mod custody;

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Engine, catalog::Kek, census, custody::Custody, rounds::Look};
+use super::{Engine, caretaker, catalog::Kek, census, custody::Custody, rounds::Look};
 use crate::{
     backend::jitter,
     clock,
@@ -37,6 +37,11 @@ pub async fn keep_proven(engine: Arc<Engine>) {
     let mut keepers = JoinSet::new();
     for kek in engine.catalog.iter() {
         keepers.spawn(keep(Arc::clone(kek), Arc::clone(&engine.custody)));
+    }
+    for kek in engine.catalog.iter() {
+        if let Some(rules) = kek.spec.mode.rules() {
+            keepers.spawn(caretaker::look_after(Arc::clone(&engine), Arc::clone(kek), rules));
+        }
     }
     keepers.spawn(tend(Arc::clone(&engine)));
     keepers.spawn(census::keep(Arc::clone(&engine)));

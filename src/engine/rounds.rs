@@ -91,7 +91,7 @@ impl Kek {
         let asked_under = self.changes();
         let before = Arc::clone(&self.known());
         let (asked, asked_at) = (clock::now(), SystemTime::now());
-        let KekSpec { name, backend, key, algorithm, newest_disabled } = &self.spec;
+        let KekSpec { name, backend, key, algorithm, newest_disabled, mode } = &self.spec;
         let units = self.tolls.look(name);
         let found = match self.guard.versions(key, *algorithm, units, deadline).await {
             Ok(found) => found,
@@ -110,6 +110,10 @@ impl Kek {
         };
         self.denials.store(0, Ordering::Relaxed);
         self.tolls.note(name, found.iter().map(|info| self.guard.units(info)));
+        let found: Vec<_> = match mode.rules() {
+            Some(rules) => found.into_iter().map(|info| rules.limit(info)).collect(),
+            None => found,
+        };
         let pace = self.pace(custody);
         let terms = Terms { interval: pace.interval, ..custody.terms };
         let round = Round { kek: self, look, pace, terms, asked, asked_at, deadline };

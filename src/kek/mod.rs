@@ -12,6 +12,7 @@ mod lifecycle;
 mod name;
 mod public_key;
 mod requirements;
+mod service;
 mod version;
 mod watch;
 
@@ -24,6 +25,7 @@ pub use lifecycle::{
 pub use name::{KekName, KeyRef};
 pub use public_key::PublicKey;
 pub use requirements::{Finding, Level, Requirement, findings};
+pub use service::{Mode, ServiceRules, Task, made_at};
 pub use version::{Assurance, Fingerprint, Recovery, Validity, VersionId, VersionInfo, VersionSet};
 pub use watch::{
     Condition, EXPIRY_NOTICE, Event, EventKind, Released, Sight, Tracker, VersionSight,

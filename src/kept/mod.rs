@@ -8,11 +8,13 @@
 //! was to record it said that it might not be.
 
 mod ledger;
+mod modes;
 mod revocations;
 
 use std::{fs::File, io, path::Path};
 
 pub use ledger::{Ledger, Opened};
+pub use modes::Modes;
 pub use revocations::Revocations;
 
 use crate::error::{Error, Reason};

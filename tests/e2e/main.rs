@@ -27,6 +27,7 @@ mod officer;
 mod operator;
 mod revocation;
 mod served;
+mod service;
 mod states;
 mod vault_states;
 mod watch;

@@ -13,7 +13,7 @@ use keyward::{
     envelope::{Context, Dek, WrappedDek},
     error::Error,
     guard::Class,
-    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
+    kek::{Algorithm, KekName, KeyRef, Mode, NewestDisabled},
     lease::Terms,
     observe::Metrics,
     op::Op,
@@ -76,6 +76,7 @@ impl<B: Backend> Bench<B> {
             // SoftHSM does no other; the fake takes any.
             algorithm: Algorithm::RsaOaep,
             newest_disabled,
+            mode: Mode::CustomerManaged,
         };
         let mut specs = vec![spec("orders", Arc::clone(&backend) as _)];
         specs.extend(slow.map(|slow| spec("slow", slow)));

@@ -11,7 +11,7 @@ use keyward::{
     client::{Client, Endpoint, TlsFiles, WrappedDek},
     clock,
     engine::{Engine, KekSpec, Kept},
-    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
+    kek::{Algorithm, KekName, KeyRef, Mode, NewestDisabled},
     lease::Terms,
     observe::Metrics,
     op::Op,
@@ -95,6 +95,7 @@ fn spec(name: &str, backend: &Arc<dyn Backend>) -> KekSpec {
         key: KeyRef::parse(name).unwrap(),
         algorithm: Algorithm::RsaOaep256,
         newest_disabled: NewestDisabled::default(),
+        mode: Mode::CustomerManaged,
     }
 }
 

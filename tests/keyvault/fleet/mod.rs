@@ -19,7 +19,7 @@ use keyward::{
     envelope::{Context, Dek, WrappedDek},
     error::{Error, Reason, Retry},
     guard::Class,
-    kek::{Algorithm, KekName, KeyRef, NewestDisabled},
+    kek::{Algorithm, KekName, KeyRef, Mode, NewestDisabled},
     lease::{
         Terms,
         fleet::{Pace, Quota, Toll},
@@ -76,6 +76,7 @@ impl Node {
             key: KeyRef::parse("orders").unwrap(),
             algorithm: Algorithm::RsaOaep256,
             newest_disabled: NewestDisabled::default(),
+            mode: Mode::CustomerManaged,
         };
         let metrics = Arc::new(Metrics::new(["orders"], ["vault"]));
         let cache = CacheSettings { capacity: 64, ttl: HOUR, idle: HOUR };

@@ -5,6 +5,10 @@
 //! its text. So a key that is read is documented, and one that is documented is read
 //! (a test sees to the latter). It knows nothing of TOML's syntax tree.
 
+mod kek;
+
+pub(super) use kek::*;
+
 /// A table of the file.
 #[derive(Debug)]
 pub(super) struct Section {
@@ -368,41 +372,6 @@ pub(super) static FLEET: Key = Key::default("fleet", Kind::Number { min: 1, max:
         "key-vault, managed-hsm: how many sidecars share the vault, this one among them. Their\n\
          leases together leave more than half of its quota: in a large fleet a key proves itself\n\
          by an operation less often, and `interval` of [lease] grows (docs/fleets.md).",
-    );
-
-pub(super) static KEK: Section = Section {
-    name: "kek",
-    form: Form::Repeated,
-    shown: true,
-    doc: "A key-encryption key. Repeat the section for each.",
-    keys: &[&NAME, &KEK_BACKEND, &KEY, &ALGORITHM, &MODE, &NEWEST_DISABLED],
-};
-
-pub(super) static NAME: Key =
-    Key::required("name", Kind::Text, r#""orders-db""#).doc("What callers call it.");
-
-pub(super) static KEK_BACKEND: Key =
-    Key::required("backend", Kind::Text, r#""hsm""#).doc("The backend that keeps it.");
-
-pub(super) static KEY: Key = Key::optional("key", Kind::Text, r#""orders-db""#).doc(
-    "What the backend calls it (CKA_LABEL; in a vault the key's name), if not by its name.\n\
-     \"key/version\" pins one version (CKA_ID in hex).",
-);
-
-pub(super) static ALGORITHM: Key = Key::default("algorithm", Kind::Text, r#""RSA-OAEP-256""#).doc(
-    "How DEKs are wrapped: RSA-OAEP (SHA-1), RSA-OAEP-256, RSA-OAEP-384, RSA-OAEP-512, A256KW,\n\
-     A256KWP, A128KW or A192KW. SoftHSM up to 2.6 does RSA-OAEP only; vaults do RSA-OAEP and\n\
-     RSA-OAEP-256, managed HSMs also those for AES.",
-);
-
-pub(super) static MODE: Key = Key::default("mode", Kind::Text, r#""customer-managed""#)
-    .doc("Who manages the key. This release has \"customer-managed\".");
-
-pub(super) static NEWEST_DISABLED: Key =
-    Key::default("newest_disabled", Kind::Text, r#""revokes""#).doc(
-        "What it means that the newest version is disabled: \"revokes\" takes the whole KEK away,\n\
-         \"stops-wraps\" lets older versions unwrap. An older version that is disabled concerns\n\
-         itself alone.",
     );
 
 pub(super) static CACHE: Section = Section {

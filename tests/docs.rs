@@ -5,9 +5,10 @@ use std::{path::Path, process::Command};
 use keyward::config::{self, NoAccounts};
 
 const README: &str = include_str!("../README.md");
-const OTHERS: [&str; 3] = [
+const OTHERS: [&str; 4] = [
     include_str!("../docs/benchmarking.md"),
     include_str!("../docs/check.md"),
+    include_str!("../docs/customer-managed-keys.md"),
     include_str!("../docs/keys.md"),
 ];
 
@@ -68,6 +69,7 @@ fn the_documents_name_files_that_are_there() {
         "docs/benchmarking.md",
         "docs/azure.md",
         "docs/check.md",
+        "docs/customer-managed-keys.md",
         "docs/keys.md",
     ] {
         let text = std::fs::read_to_string(root.join(document)).expect("a document");

@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use toml::de::DeValue;
 
 use super::{
-    schema::{Key, Kind, Need, REFUSED, SECTIONS},
+    schema::{self, Key, Kind, Need, REFUSED, SECTIONS},
     *,
 };
 use crate::{
     backend::pkcs11::PinSource,
-    kek::{Algorithm, NewestDisabled},
+    kek::{Algorithm, Mode, NewestDisabled, ServiceRules},
     lease::Terms,
     server::{SocketSettings, TcpSettings},
 };
@@ -378,6 +378,9 @@ fn everything_that_the_example_comments_out_is_right_too() {
             .map(|key| format!("backend.hsm.{key}"));
     let mut expected = vec!["backend.hsm.pin_env"];
     expected.extend(of_vaults.iter().map(String::as_str));
+    // The example's KEK is a customer's.
+    let of_service = schema::OF_SERVICE.map(|key| format!("kek[1].{}", key.name));
+    expected.extend(of_service.iter().map(String::as_str));
     assert_eq!(keys, expected, "{found:?}");
 }
 
@@ -446,5 +449,42 @@ proptest! {
             }
         }
         holds(&String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[test]
+fn a_kek_of_the_service_has_rules_that_fit_each_other() {
+    let with = |rules: &str| {
+        let kek = GOOD.find("[[kek]]").unwrap() + "[[kek]]\n".len();
+        let text = format!("{}{rules}\n{}", &GOOD[..kek], &GOOD[kek..]);
+        check(&text).map(|config| config.keks[0].mode)
+    };
+    let day = Duration::from_secs(24 * 3600);
+    let default = ServiceRules {
+        rsa_bits: 3072,
+        rotate_every: 90 * day,
+        expire_after: None,
+        retire_quiet: None,
+    };
+    assert_eq!(with("").unwrap(), Mode::CustomerManaged);
+    assert_eq!(with("mode = \"service-managed\"").unwrap(), Mode::ServiceManaged(default));
+    let all = "mode = \"service-managed\"\nrsa_bits = 4096\nrotate_every = \"24h\"\n\
+               expire_after = \"48h\"\nretire_quiet = \"24h\"";
+    let rules = ServiceRules {
+        rsa_bits: 4096,
+        rotate_every: day,
+        expire_after: Some(2 * day),
+        retire_quiet: Some(day),
+    };
+    assert_eq!(with(all).unwrap(), Mode::ServiceManaged(rules));
+    for (rules, part) in [
+        ("rotate_every = \"24h\"", "a customer's is left as it is"),
+        ("mode = \"service-managed\"\nexpire_after = \"2160h\"", "before the next one"),
+        ("mode = \"service-managed\"\nrsa_bits = 2049", "no RSA key of that size"),
+        ("mode = \"service-managed\"\nkey = \"x/a1\"", "no version of its own"),
+        ("mode = \"mine\"", "is no mode"),
+    ] {
+        let refused = with(rules).unwrap_err().to_string();
+        assert!(refused.contains(part), "{rules}: {refused}");
     }
 }

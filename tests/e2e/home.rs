@@ -9,7 +9,7 @@ use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     object::{Attribute, ObjectClass},
     session::UserType,
-    types::AuthPin,
+    types::{AuthPin, Date},
 };
 use keyward::backend::keyvault::Service;
 
@@ -153,13 +153,7 @@ impl House {
     /// environment.
     pub fn owner(&self) -> Owner<'_> {
         match self {
-            Self::Token(token) => {
-                token.enter();
-                let handle = Pkcs11::new(&token.module).expect("a module");
-                let how = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
-                handle.initialize(how).expect("it starts");
-                Owner::Token(handle)
-            }
+            Self::Token(token) => Owner::of(token),
             Self::Vault(azure) => Owner::Vault(azure),
         }
     }
@@ -203,12 +197,36 @@ impl Owner<'_> {
     }
 }
 
+impl Owner<'_> {
+    /// Of a token.
+    pub fn of(token: &TestToken) -> Self {
+        token.enter();
+        let handle = Pkcs11::new(&token.module).expect("a module");
+        let how = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+        handle.initialize(how).expect("it starts");
+        Self::Token(handle)
+    }
+
+    /// Sets the dates of a key on a token, as `YYYYMMDD`.
+    pub fn set_dates(&self, key: &str, start: &str, end: &str) {
+        let Self::Token(token) = self else { panic!("its home is no token") };
+        let date = |text: &str| {
+            Date::new_from_str_slice(&text[..4], &text[4..6], &text[6..]).expect("a date")
+        };
+        let dates = [Attribute::StartDate(date(start)), Attribute::EndDate(date(end))];
+        change_on_token(token, key, &dates);
+    }
+}
+
 fn allow_use_on_token(token: &Pkcs11, key: &str, allowed: bool) {
+    change_on_token(token, key, &[Attribute::Decrypt(allowed), Attribute::Unwrap(allowed)]);
+}
+
+fn change_on_token(token: &Pkcs11, key: &str, attributes: &[Attribute]) {
     let slots = token.get_slots_with_initialized_token().expect("slots");
     let session = token.open_rw_session(slots[0]).expect("a session");
     session.login(UserType::User, Some(&AuthPin::from(PIN.to_owned()))).expect("a login");
     let wanted = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Label(key.into())];
     let [key] = session.find_objects(&wanted).expect("a search")[..] else { panic!("not one key") };
-    let flags = [Attribute::Decrypt(allowed), Attribute::Unwrap(allowed)];
-    session.update_attributes(key, &flags).expect("flags that can be changed");
+    session.update_attributes(key, attributes).expect("attributes that can be changed");
 }

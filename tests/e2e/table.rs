@@ -4,7 +4,7 @@
 //!
 //! Beside it stand `vault_states.rs` (every answer of a vault, under load) and the property
 //! tests of `kek/watch.rs` and `tests/model.rs`. SoftHSM keeps no dates on private keys, so
-//! what has expired or not begun is shown in vaults only.
+//! what has expired or not begun is shown on kryoptic.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,10 +12,11 @@ use keyward::client::{Client, Code, KekCondition, WrappedDek};
 use tokio::{runtime::Runtime, time::sleep};
 
 use super::{
-    home::{Home, House},
+    home::{Home, House, Owner},
     keyvault::{Settings, access::Role},
     load::wrap,
     served::{KEK, Served},
+    token::TestToken,
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -50,6 +51,10 @@ impl Scene {
             Home::KeyVault => House::vault(settings),
             other => House::new(other),
         };
+        Self::start_in(home, house)
+    }
+
+    fn start_in(home: Home, house: House) -> Self {
         let mut served = Served::prepare_in(house);
         served.configure(|config| {
             let config = config.replace("\"describe\"]", "\"describe\", \"revoke\", \"restore\"]");
@@ -162,6 +167,9 @@ const DISABLED: (&str, Code) = ("KEK_DISABLED", Code::FailedPrecondition);
 const GONE: (&str, Code) = ("KEK_NOT_FOUND", Code::NotFound);
 const REVOKED: (&str, Code) = ("KEK_REVOKED", Code::FailedPrecondition);
 
+const EXPIRED: (&str, Code) = ("KEK_EXPIRED", Code::FailedPrecondition);
+const EARLY: (&str, Code) = ("KEK_NOT_YET_VALID", Code::FailedPrecondition);
+
 fn every_cause_on(home: Home) {
     let scene = Scene::start(home);
     let first = scene.served.current_version().expect("a version");
@@ -262,17 +270,15 @@ fn in_a_vault(scene: &Scene) {
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs();
     let now = i64::try_from(now).expect("a time");
     let dates = |start, end| move || fake.set_validity(KEK, "", start, end);
-    let expired = ("KEK_EXPIRED", Code::FailedPrecondition);
     scene.dark(
         "expired, extended",
-        expired,
+        EXPIRED,
         &dates(None, Some(now - 10)),
         Some(&dates(None, None)),
     );
-    let early = ("KEK_NOT_YET_VALID", Code::FailedPrecondition);
     scene.dark(
         "not yet valid, begun",
-        early,
+        EARLY,
         &dates(Some(now + 9000), None),
         Some(&dates(None, None)),
     );
@@ -309,4 +315,29 @@ fn in_a_key_vault() {
 #[test]
 fn in_a_managed_hsm() {
     every_cause_on(Home::ManagedHsm);
+}
+
+#[test]
+fn on_a_token_that_keeps_dates() {
+    let token = TestToken::kryoptic();
+    // Before there are threads: the module reads its configuration from the environment.
+    let owner = Owner::of(&token);
+    let house = House::Token(token);
+    let dates = |start: &'static str, end: &'static str| {
+        let owner = &owner;
+        move || owner.set_dates(KEK, start, end)
+    };
+    let scene = Scene::start_in(Home::SoftHsm, house);
+    scene.dark(
+        "expired, extended",
+        EXPIRED,
+        &dates("20200101", "20200102"),
+        Some(&dates("20200101", "29991231")),
+    );
+    scene.dark(
+        "not yet valid, begun",
+        EARLY,
+        &dates("29980101", "29991231"),
+        Some(&dates("20200101", "29991231")),
+    );
 }

@@ -25,6 +25,11 @@ pub(super) fn read(
     let socket = socket(server, accounts);
     let tcp = tcp(server);
     let admin = server.parsed(&schema::ADMIN, |text| parse_address(text, schema::ADMIN.example));
+    let key_events = server.flag(&schema::KEY_EVENTS);
+    if key_events == Some(true) && !server.given(&schema::ADMIN) {
+        let wrong = Wrong::new("there is no listener that could take them", "set admin");
+        server.refuse(&schema::KEY_EVENTS, wrong);
+    }
     let connection_age = server.duration(&schema::CONNECTION_AGE);
     let drain = server.duration(&schema::DRAIN);
     let connections = limits.number(&schema::CONNECTIONS);
@@ -32,6 +37,7 @@ pub(super) fn read(
         socket,
         tcp,
         admin,
+        key_events: key_events?,
         connections: connections?,
         connection_age: connection_age?,
         drain: drain?,

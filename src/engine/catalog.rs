@@ -82,6 +82,8 @@ pub(super) struct Kek {
     purges: AtomicU64,
     /// Rung when an operation met a key that is not what is known of it.
     pub(super) suspicion: Notify,
+    /// When a hint from outside was last followed.
+    pub(super) hinted: Mutex<Option<Instant>>,
     pub(super) lookout: Lookout,
     pub(super) rows: Rows,
 }
@@ -212,6 +214,7 @@ impl Kek {
             wiped: Mutex::default(),
             purges: AtomicU64::new(0),
             suspicion: Notify::new(),
+            hinted: Mutex::default(),
             lookout: Lookout::new(crier),
             rows,
         }

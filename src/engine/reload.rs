@@ -1,6 +1,9 @@
 //! Have KEKs read from their backends at once, instead of at the next poll.
 
-use std::time::Instant;
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, stream};
 
@@ -14,6 +17,9 @@ use crate::{
 
 /// KEKs that are read at once. Their proofs share their backends' places with all others.
 const AT_ONCE: usize = 16;
+
+/// How often a hint from outside has a KEK looked at.
+const HINT_EVERY: Duration = Duration::from_secs(10);
 
 /// What came of reading a KEK.
 #[derive(Debug)]
@@ -45,6 +51,24 @@ impl Engine {
         let mut reloaded: Vec<_> = stream::iter(reloads).buffer_unordered(AT_ONCE).collect().await;
         reloaded.sort_by(|a: &Reloaded, b| a.kek.cmp(&b.kek));
         reloaded
+    }
+
+    /// Has the KEKs looked at soon whose key in a vault is called so: a hint that something
+    /// happened to it, from whoever. Each at most once in [`HINT_EVERY`]. Returns how many.
+    pub fn suspect(&self, key: &str) -> usize {
+        let now = Instant::now();
+        let of_key = self.catalog.iter().filter(|kek| {
+            kek.spec.backend.service().is_some() && kek.spec.key.label.eq_ignore_ascii_case(key)
+        });
+        let due = of_key.filter(|kek| {
+            let mut hinted = kek.hinted.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = hinted.is_none_or(|at| now.duration_since(at) >= HINT_EVERY);
+            if due {
+                *hinted = Some(now);
+            }
+            due
+        });
+        due.inspect(|kek| kek.suspicion.notify_one()).count()
     }
 
     async fn read(&self, kek: &Kek, deadline: Instant) -> Result<VersionId, Error> {

@@ -1,7 +1,8 @@
 //! Metrics and health over plain HTTP/1.1, on a listener of its own, for those who
 //! watch the sidecar and cannot (or should not) call it.
 //!
-//! It knows no caller and does nothing but tell: names of KEKs and numbers, no secret.
+//! It knows no caller and does nothing but tell: names of KEKs and numbers, no secret; and,
+//! if it is set to, take hints that a key in a vault is worth a look (`key_events.rs`).
 //!
 //! Invariants: what a peer can take is bounded: connections, time, bytes, and one
 //! request for each connection. (A scraper comes every few seconds; there is nothing to
@@ -13,7 +14,9 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,7 +25,11 @@ use http::{
     Method, Request, Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -31,14 +38,18 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     SetupError,
+    key_events::{self, Notice},
     places::{Place, Places},
     tcp,
 };
-use crate::observe::{METRICS_CONTENT_TYPE, Metrics, Throttle};
+use crate::{
+    engine::Engine,
+    observe::{METRICS_CONTENT_TYPE, Metrics, Throttle},
+};
 
 /// Connections at once. Beyond it the oldest is closed for a new one.
 pub(super) const CONNECTIONS_MAX: usize = 64;
@@ -55,6 +66,9 @@ const METRICS_FRESH: Duration = Duration::from_secs(1);
 /// After an error of `accept`, such as no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Where events of key vaults go.
+const EVENTS: &str = "/events";
+
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the pages tell.
@@ -65,6 +79,8 @@ pub(super) struct Pages {
     draining: watch::Receiver<bool>,
     /// The page of metrics that was made last, and when.
     made: Arc<Mutex<Option<(Instant, String)>>>,
+    /// Who looks at keys that events name, if events are taken.
+    doorbell: Option<Arc<Engine>>,
 }
 
 /// A bound listener.
@@ -129,8 +145,8 @@ async fn serve_while(mut place: Place, stream: TcpStream, pages: Pages) {
 /// Answers one request.
 async fn serve(io: impl AsyncRead + AsyncWrite + Unpin + Send, pages: Pages) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let response = pages.answer(request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
+        let pages = &pages;
+        async move { Ok::<_, Infallible>(pages.answer_to(request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -146,13 +162,62 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin + Send, pages: Pages) {
     }
 }
 
+/// Has the keys looked at that an event names.
+async fn ring(doorbell: &Engine, body: Incoming) -> Response<String> {
+    let Some(body) = whole(body).await else {
+        return text(StatusCode::PAYLOAD_TOO_LARGE, "an event has at most 64 KiB\n");
+    };
+    match key_events::read(&body) {
+        None => text(StatusCode::BAD_REQUEST, "that is no event of Azure Event Grid\n"),
+        Some(Notice::Validation(answer)) => of_type("application/json", StatusCode::OK, answer),
+        Some(Notice::Keys(keys)) => {
+            let looked_at: usize = keys.iter().map(|key| doorbell.suspect(key)).sum();
+            info!(keys = keys.len(), looked_at, "events of a key vault");
+            text(StatusCode::OK, "ok\n")
+        }
+    }
+}
+
+/// A body that is not too long, within the time that its connection has.
+async fn whole(mut body: Incoming) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(data) = frame.ok()?.into_data() else { continue };
+        if bytes.len() + data.len() > key_events::BODY_MAX {
+            return None;
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Some(bytes)
+}
+
+fn welcome(request: &Request<Incoming>) -> Response<String> {
+    let mut answer = text(StatusCode::OK, "");
+    if let Some(origin) = request.headers().get("webhook-request-origin") {
+        answer.headers_mut().insert("webhook-allowed-origin", origin.clone());
+    }
+    answer
+}
+
 impl Pages {
     pub(super) fn new(
         metrics: Arc<Metrics>,
         ready: watch::Receiver<bool>,
         draining: watch::Receiver<bool>,
+        doorbell: Option<Arc<Engine>>,
     ) -> Self {
-        Self { metrics, ready, draining, made: Arc::default() }
+        Self { metrics, ready, draining, made: Arc::default(), doorbell }
+    }
+
+    /// The answer to a request, whose body is read only if it is an event.
+    async fn answer_to(&self, request: Request<Incoming>) -> Response<String> {
+        let doorbell = self.doorbell.as_ref().filter(|_| request.uri().path() == EVENTS);
+        match (doorbell, request.method()) {
+            (Some(doorbell), &Method::POST) => ring(doorbell, request.into_body()).await,
+            // How CloudEvents asks whether events are wanted.
+            (Some(_), &Method::OPTIONS) => welcome(&request),
+            _ => self.answer(request.method(), request.uri().path()),
+        }
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<String> {
@@ -226,7 +291,7 @@ mod tests {
     fn pages() -> (watch::Sender<bool>, watch::Sender<bool>, Pages) {
         let (ready, draining) = (watch::Sender::new(false), watch::Sender::new(false));
         let metrics = Arc::new(Metrics::new(["orders"], ["hsm"]));
-        let pages = Pages::new(metrics, ready.subscribe(), draining.subscribe());
+        let pages = Pages::new(metrics, ready.subscribe(), draining.subscribe(), None);
         (ready, draining, pages)
     }
 

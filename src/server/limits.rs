@@ -38,6 +38,7 @@ mod tests {
             socket: None,
             tcp: None,
             admin: None,
+            key_events: false,
             connections: 10,
             connection_age: Duration::ZERO,
             drain: Duration::ZERO,

@@ -19,6 +19,7 @@ mod connection;
 mod drain;
 mod ends;
 mod health;
+mod key_events;
 mod limits;
 mod places;
 mod services;
@@ -90,7 +91,7 @@ pub async fn serve(
     let carriers = Arc::clone(engine.carriers());
     let keks = health::Permitted { engine: Arc::clone(&engine), policy: Arc::clone(&policy) };
     let services = Arc::new(Services::new(
-        api::services(engine, policy, Arc::clone(&metrics), drain.draining()),
+        api::services(Arc::clone(&engine), policy, Arc::clone(&metrics), drain.draining()),
         health::Health::new(Arc::new(keks), ready.clone(), drain.draining()),
     ));
     let gate = Gate::new(settings, services, carriers, Arc::clone(&drain), Arc::clone(&metrics));
@@ -120,7 +121,8 @@ pub async fn serve(
 
     let mut watched = JoinSet::new();
     if let Some(admin) = admin {
-        watched.spawn(admin.run(Pages::new(metrics, ready, drain.draining())));
+        let doorbell = settings.key_events.then(|| Arc::clone(&engine));
+        watched.spawn(admin.run(Pages::new(metrics, ready, drain.draining(), doorbell)));
     }
     let mut accepting = JoinSet::new();
     if let Some(tcp) = tcp {

@@ -12,6 +12,8 @@ pub struct Settings {
     pub tcp: Option<TcpSettings>,
     /// Metrics and health over plain HTTP.
     pub admin: Option<SocketAddr>,
+    /// Whether events of key vaults are taken there, too.
+    pub key_events: bool,
     /// Connections at once, over both listeners; beyond it new ones are closed at once.
     pub connections: usize,
     /// About how long a connection lives; clients open another without noticing. Each gets

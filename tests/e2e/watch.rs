@@ -2,7 +2,8 @@
 //! happens is told, and what is done to a key is seen when somebody says so.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     process::{Child, ChildStdout, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     home::{Home, on_each_home},
+    keyvault::operation::Operation,
     served::{KEK, Served},
 };
 
@@ -94,4 +96,72 @@ fn what_is_done_to_a_key_is_told_and_seen_when_somebody_says_so(home: Home) {
 
 on_each_home! {
     blocking: what_is_done_to_a_key_is_told_and_seen_when_somebody_says_so;
+}
+
+/// Posts `body` to the admin listener, and returns the whole answer.
+fn post(served: &Served, body: &str) -> String {
+    let mut stream = TcpStream::connect(served.admin()).expect("a connection");
+    let head = format!(
+        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    // It may be refused before all of it is sent.
+    let _refused =
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+    let mut answer = Vec::new();
+    let _may_be_reset = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).expect("text")
+}
+
+#[test]
+fn an_event_of_a_vault_has_its_key_looked_at_at_once() {
+    let mut served = Served::prepare_on(Home::KeyVault);
+    let on = "[server]\nadmin = \"127.0.0.1:0\"\nkey_events = true";
+    served.configure(|config| {
+        config.replace("interval = \"1s\"", "interval = \"10m\"").replacen("[server]", on, 1)
+    });
+    served.serve();
+    let watching = Watching::start(&served);
+    let old = served.current_version().expect("a version");
+    watching.expect("STATE", None, "SERVING", Some(&old));
+    let event = |key: &str| {
+        json!([{
+            "eventType": "Microsoft.KeyVault.KeyNewVersionCreated",
+            "data": { "VaultName": "v", "ObjectType": "Key", "ObjectName": key },
+        }])
+        .to_string()
+    };
+    let new = served.add_version("-");
+    // Another's key is nothing to us.
+    assert!(post(&served, &event("billing")).starts_with("HTTP/1.1 200 "));
+    assert_eq!(served.current_version().as_deref(), Some(&*old));
+    assert!(post(&served, &event(KEK)).starts_with("HTTP/1.1 200 "));
+    watching.expect("VERSION_ADDED", Some(&new), "SERVING", Some(&new));
+    watching.expect("CURRENT_CHANGED", Some(&new), "SERVING", Some(&new));
+    // Hints are many and cheap; the vault's quota is not.
+    let looked = served.fake().count(Operation::ListVersions);
+    for _ in 0..50 {
+        assert!(post(&served, &event(KEK)).starts_with("HTTP/1.1 200 "));
+    }
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(served.fake().count(Operation::ListVersions), looked);
+    let proof = json!([{
+        "eventType": "Microsoft.EventGrid.SubscriptionValidationEvent",
+        "data": { "validationCode": "512d38b6" },
+    }]);
+    let answer = post(&served, &proof.to_string());
+    assert!(answer.ends_with("{\"validationResponse\":\"512d38b6\"}"), "{answer}");
+    assert!(post(&served, "{}").starts_with("HTTP/1.1 400 "));
+    let long = format!("[{}]", " ".repeat(70_000));
+    let answer = post(&served, &long);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(served.get("/healthz").contains("ok"), "it goes on");
+}
+
+#[test]
+fn without_the_setting_there_are_no_events() {
+    let mut served = Served::prepare_on(Home::KeyVault);
+    served.configure(|config| config.replacen("[server]", "[server]\nadmin = \"127.0.0.1:0\"", 1));
+    served.serve();
+    assert!(post(&served, "[]").starts_with("HTTP/1.1 404 "));
 }

@@ -164,6 +164,7 @@ impl Sidecar {
             }),
             tcp: Some(TcpSettings { listen: "127.0.0.1:0".parse().unwrap(), tls: pki.server() }),
             admin: Some("127.0.0.1:0".parse().unwrap()),
+            key_events: true,
             connections: 2000,
             connection_age,
             drain: Duration::from_secs(10),

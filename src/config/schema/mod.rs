@@ -121,6 +121,7 @@ pub(super) static SERVER: Section = Section {
         &LISTEN,
         &TLS,
         &ADMIN,
+        &KEY_EVENTS,
         &CONNECTION_AGE,
         &DRAIN,
         &THREADS,
@@ -164,6 +165,12 @@ pub(super) static CLIENT_CA: Key = Key::required("client_ca", Kind::Path, r#""tl
 pub(super) static ADMIN: Key = Key::optional("admin", Kind::Text, r#""127.0.0.1:9464""#).doc(
     "Address and port for /metrics (Prometheus), /healthz and /readyz over plain HTTP, to\n\
      anybody who can reach it: metrics name the KEKs, and hold no secret.",
+);
+
+pub(super) static KEY_EVENTS: Key = Key::default("key_events", Kind::Flag, "false").doc(
+    "Take events of key vaults (Azure Event Grid) as POST /events there, and look at the keys that\n\
+     they name at once. Whoever can reach it can have a key looked at, no more often than every\n\
+     ten seconds. Put a gateway with HTTPS in front: Event Grid posts to nothing else.",
 );
 
 pub(super) static CONNECTION_AGE: Key =

@@ -13,6 +13,7 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
+    time::timeout,
 };
 use tracing::{info, warn};
 
@@ -29,6 +30,9 @@ use crate::{
     secret::{self, Protection, SlabError},
     server::{self, Served, SetupError},
 };
+
+/// How long the census may take to be written at the end.
+const LAST_WRITE: Duration = Duration::from_secs(5);
 
 /// Why the sidecar could not start, or had to stop.
 #[derive(Debug)]
@@ -150,7 +154,8 @@ async fn run(config: Config) -> Result<(), StartError> {
     })
     .await;
     proving.abort();
-    engine.keep_census().await;
+    // A disk that hangs must not keep the process from ending.
+    let _hangs = timeout(LAST_WRITE, engine.keep_census()).await;
     for backend in &backends {
         backend.close().await;
     }

@@ -54,7 +54,7 @@ impl Engine {
     }
 
     /// Has the KEKs looked at soon whose key in a vault is called so: a hint that something
-    /// happened to it, from whoever. Each at most once in [`HINT_EVERY`]. Returns how many.
+    /// happened to it, from whoever. Each at most once in ten seconds. Returns how many.
     pub fn suspect(&self, key: &str) -> usize {
         let now = Instant::now();
         let of_key = self.catalog.iter().filter(|kek| {

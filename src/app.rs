@@ -34,6 +34,9 @@ use crate::{
 /// How long the census may take to be written at the end.
 const LAST_WRITE: Duration = Duration::from_secs(5);
 
+/// How long a backend may take to say who owns a key, or to record it.
+const REGISTER: Duration = Duration::from_secs(10);
+
 /// Why the sidecar could not start, or had to stop.
 #[derive(Debug)]
 pub struct StartError {
@@ -115,7 +118,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     let keks = kek_specs(&config.keks, &backends);
     let cache = Arc::new(build_cache(&config.cache)?);
     let kept = kept(config.state.as_deref())?;
-    fix_modes(config.state.as_deref(), &config.keks)?;
+    fix_modes(config.state.as_deref(), &keks).await?;
     let engine = Engine::new(keks, config.cache.terms, cache, kept, Arc::clone(&metrics));
     let engine = Arc::new(engine);
     engine.revoke_as_recorded().map_err(|error| no_state(&error))?;
@@ -181,23 +184,50 @@ fn kept(state: Option<&Path>) -> Result<Kept, StartError> {
     }
 }
 
-/// Records who owns each KEK, or refuses to go on if that was another.
-fn fix_modes(state: Option<&Path>, keks: &[KekConfig]) -> Result<(), StartError> {
+/// Records who owns each KEK, here and beside its key, or refuses to go on if that was
+/// another.
+async fn fix_modes(state: Option<&Path>, keks: &[KekSpec]) -> Result<(), StartError> {
     let refused = |error: Error| StartError::of("cannot tell who owns the KEKs".to_owned(), &error);
-    let Some(state) = state else {
-        return match keks.iter().find(|kek| kek.mode.rules().is_some()) {
-            None => Ok(()),
-            Some(kek) => Err(refused(
-                Error::new(
-                    Reason::BackendMisconfigured,
-                    format!("KEK {} is service-managed, and nothing is kept", kek.name),
-                )
-                .with_fix("set `state` in [server]: what the service owns is recorded there"),
-            )),
-        };
-    };
-    let modes = Modes::open(state).map_err(refused)?;
-    keks.iter().try_for_each(|kek| modes.fix(&kek.name, kek.mode)).map_err(refused)
+    match state {
+        Some(state) => {
+            let modes = Modes::open(state).map_err(refused)?;
+            keks.iter().try_for_each(|kek| modes.fix(&kek.name, kek.mode)).map_err(refused)?;
+        }
+        None => {
+            if let Some(kek) = keks.iter().find(|kek| kek.mode.rules().is_some()) {
+                let what = format!("KEK {} is service-managed, and nothing is kept", kek.name);
+                return Err(refused(
+                    Error::new(Reason::BackendMisconfigured, what)
+                        .with_fix("set `state` in [server]: what the service owns is recorded there"),
+                ));
+            }
+        }
+    }
+    for kek in keks {
+        fix_mode_beside(kek).await.map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// The part of it that other sidecars see, where the backend has a place for it.
+async fn fix_mode_beside(kek: &KekSpec) -> Result<(), Error> {
+    let Some(register) = kek.backend.register() else { return Ok(()) };
+    let (name, label) = (&kek.name, &kek.key.label);
+    let deadline = || clock::now() + REGISTER;
+    if register.mode_of(label, deadline()).await?.is_none() {
+        let recorded = register.record_mode(label, kek.mode.as_str(), deadline()).await;
+        if let Err(error) = recorded {
+            let detail = error.detail().unwrap_or("-");
+            info!(kek = %name, detail, "who owns the KEK is not recorded beside its key: {error}");
+        }
+    }
+    // Another sidecar may have been quicker.
+    match register.mode_of(label, deadline()).await? {
+        Some(recorded) => kek.mode.check_kept(name, &recorded).map_err(|error| {
+            error.with_detail(format!("recorded beside the key in backend {}", kek.backend.name()))
+        }),
+        None => Ok(()),
+    }
 }
 
 fn no_state(error: &Error) -> StartError {

@@ -342,6 +342,25 @@ async fn a_closed_backend_refuses(subject: Subject) {
     assert_eq!(refused, Err(Reason::ShuttingDown));
 }
 
+async fn who_owns_a_key_is_recorded_once(subject: Subject) {
+    let Some(register) = subject.backend.register() else {
+        // It would be a right more that every sidecar has to be given.
+        assert!(subject.backend.service().is_some(), "a token has a place for it");
+        return;
+    };
+    let mode_of = |label| register.mode_of(label, soon());
+    assert_eq!(mode_of("mine").await.expect("an answer"), None, "the key need not exist");
+    register.record_mode("mine", "service-managed", soon()).await.expect("it is recorded");
+    register.record_mode("mine", "customer-managed", soon()).await.expect("it was before");
+    assert_eq!(mode_of("mine").await.expect("an answer").as_deref(), Some("service-managed"));
+    assert_eq!(mode_of("min").await.expect("an answer"), None, "another label's");
+    // It is no key, and no notice.
+    assert!(subject.officer().list(Some("mine"), soon()).await.expect("a list").is_empty());
+    subject.create("mine", KeyKind::Rsa(2048)).await;
+    let listed = subject.officer().list(Some("mine"), soon()).await.expect("a list");
+    assert_eq!(listed.len(), 1);
+}
+
 impl Subject {
     fn officer(&self) -> &dyn Officer {
         self.backend.officer().expect("an officer")
@@ -508,6 +527,7 @@ macro_rules! suite {
                 a_deadline_that_passed_is_kept,
                 many_callers_share_it,
                 a_closed_backend_refuses,
+                who_owns_a_key_is_recorded_once,
             );
         }
     )+};

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Backend, Officer, Room, Service};
+use super::{Backend, Officer, Register, Room, Service};
 use crate::{
     error::Error,
     kek::{Algorithm, KeyRef, UsableVersion, VersionInfo},
@@ -112,6 +112,10 @@ impl Backend for Metered {
 
     fn service(&self) -> Option<&dyn Service> {
         self.inner.service()
+    }
+
+    fn register(&self) -> Option<&dyn Register> {
+        self.inner.register()
     }
 
     async fn close(&self) {

@@ -122,6 +122,9 @@ pub trait Backend: Send + Sync + 'static {
     /// rights and a clock of its own.
     fn service(&self) -> Option<&dyn Service>;
 
+    /// Where it is kept beside a key who owns it, if there is such a place.
+    fn register(&self) -> Option<&dyn Register>;
+
     /// Stops work, ends sessions, releases the device. Calls after it fail.
     async fn close(&self);
 }
@@ -265,6 +268,24 @@ pub trait Service: Send + Sync {
     /// By how many seconds its clock was ahead of ours when it last answered; `None` if it
     /// has not, or did not say.
     fn clock_ahead(&self) -> Option<i64>;
+}
+
+/// A backend with a place beside a key that says who owns it (`kek::Mode`), for other
+/// sidecars, whose state directories are others, and for other tools.
+#[async_trait]
+pub trait Register: Send + Sync {
+    /// What is recorded for keys of this label, which need not exist: a mode's name, or
+    /// whatever else somebody wrote there; `None` if nothing is. `BACKEND_MISCONFIGURED` if it
+    /// says two things.
+    async fn mode_of(&self, label: &str, deadline: Instant) -> Result<Option<String>, Error>;
+
+    /// Records a mode where nothing is recorded yet; never changes what is.
+    async fn record_mode(
+        &self,
+        label: &str,
+        mode: &'static str,
+        deadline: Instant,
+    ) -> Result<(), Error>;
 }
 
 /// A right, and what came of using it.

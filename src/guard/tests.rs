@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::time::sleep;
 
 use super::*;
-use crate::backend::{Officer, Room, Service};
+use crate::backend::{Officer, Register, Room, Service};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -101,6 +101,10 @@ impl Backend for Scripted {
     }
 
     fn service(&self) -> Option<&dyn Service> {
+        None
+    }
+
+    fn register(&self) -> Option<&dyn Register> {
         None
     }
 

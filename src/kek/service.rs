@@ -5,7 +5,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Usage, VersionId, VersionInfo};
+use super::{KekName, Usage, VersionId, VersionInfo};
+use crate::error::{Error, Reason};
 
 /// Who owns a KEK. Fixed when it is first used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,25 @@ impl Mode {
             Self::CustomerManaged => "customer-managed",
             Self::ServiceManaged(_) => "service-managed",
         }
+    }
+
+    /// Whether this is the mode that was recorded when `kek` was first used. `Err` explains
+    /// why it may not be used in another.
+    pub fn check_kept(self, kek: &KekName, recorded: &str) -> Result<(), Error> {
+        let (what, fix) = match recorded {
+            same if same == self.as_str() => return Ok(()),
+            "customer-managed" | "service-managed" => (
+                format!("KEK {kek} has been {recorded} since it was first used, and stays so"),
+                format!(
+                    "set mode = \"{recorded}\" again; for a key in another mode configure another KEK, and rewrap to it"
+                ),
+            ),
+            _ => (
+                format!("what is recorded of KEK {kek} does not say who owns it"),
+                "have it say customer-managed or service-managed, whichever the KEK is".to_owned(),
+            ),
+        };
+        Err(Error::new(Reason::BackendMisconfigured, what).with_fix(fix))
     }
 
     /// The rules, if the service owns it.

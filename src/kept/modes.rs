@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{misconfigured, sync, unusable};
+use super::{sync, unusable};
 use crate::{
     error::Error,
     kek::{KekName, Mode},
@@ -35,18 +35,11 @@ impl Modes {
     pub fn fix(&self, kek: &KekName, mode: Mode) -> Result<(), Error> {
         let path = self.0.join(kek.as_str());
         match fs::read_to_string(&path) {
-            Ok(text) => match text.lines().next() {
-                Some(recorded) if recorded == mode.as_str() => Ok(()),
-                Some(recorded) if is_mode(recorded) => Err(misconfigured(
-                    &path,
-                    &format!("KEK {kek} has been {recorded} since it was first used, and stays so"),
-                )
-                .with_fix(format!(
-                    "set mode = \"{recorded}\" again; for a key in another mode configure another KEK, and rewrap to it"
-                ))),
-                _ => Err(misconfigured(&path, "it does not say who owns the KEK")
-                    .with_fix("write customer-managed or service-managed into it, whichever the KEK is")),
-            },
+            Ok(text) => {
+                let recorded = text.lines().next().unwrap_or_default();
+                let kept = mode.check_kept(kek, recorded);
+                kept.map_err(|error| error.with_detail(path.display().to_string()))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => self.record(&path, mode),
             Err(error) => Err(unusable(&path, &error)),
         }
@@ -66,10 +59,6 @@ impl Modes {
         };
         write().map_err(|error| unusable(path, &error))
     }
-}
-
-fn is_mode(text: &str) -> bool {
-    matches!(text, "customer-managed" | "service-managed")
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! when nobody uses them; and that a mode is what it was at first.
 
 use std::{
-    fs, thread,
+    fs,
+    process::{Child, Stdio},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -121,8 +123,71 @@ fn an_old_version_is_followed_by_the_next_one(home: Home) {
     assert!(String::from_utf8_lossy(&moved).contains(&now[0].0));
 }
 
+/// A second sidecar of the same KEKs, as on another node: its socket and its state are its own.
+struct Second {
+    process: Child,
+    socket: String,
+}
+
+impl Second {
+    fn spawn(served: &Served) -> Self {
+        let dir = served.dir();
+        let config = fs::read_to_string(served.config_file()).expect("a configuration");
+        let config = config.replace("k.sock", "second.sock").replace("/state\"", "/state-2\"");
+        let file = served.file("second.toml", config.as_bytes());
+        let log = fs::File::create(dir.join("second.log")).expect("a log");
+        let mut serve = served.command(&["serve", "--config"]);
+        let process = serve.arg(file).stdout(Stdio::null()).stderr(log).spawn();
+        let socket = dir.join("second.sock").to_string_lossy().into_owned();
+        Self { process: process.expect("it starts"), socket }
+    }
+
+    /// What it has to say once it has ended by itself.
+    fn ends(mut self, served: &Served) -> String {
+        let _status = self.process.wait().expect("it ends");
+        fs::read_to_string(served.dir().join("second.log")).expect("a log")
+    }
+
+    fn versions(&self, served: &Served) -> Vec<String> {
+        let args = ["kek", "show", "--json", "--socket", &self.socket, "own"];
+        let shown = served.call(&args, b"").stdout;
+        let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap_or_default();
+        let versions = shown["versions"].as_array().cloned().unwrap_or_default();
+        let usable = versions.iter().filter(|one| one["state"] == "ACTIVE");
+        usable.map(|one| one["version"].as_str().expect("text").to_owned()).collect()
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        let _killed = self.process.kill();
+        let _ended = self.process.wait();
+    }
+}
+
+fn two_sidecars_of_one_kek_make_it_and_agree(home: Home) {
+    let mut served = prepare(home, "");
+    let second = Second::spawn(&served);
+    served.serve();
+    let both = || {
+        let first: Vec<_> = versions(&served).into_iter().map(|(version, _)| version).collect();
+        (first, second.versions(&served))
+    };
+    until("of one mind", &served, || {
+        let (first, second) = both();
+        !first.is_empty() && first == second
+    });
+    let (there, _) = both();
+    assert!(there.len() <= 2, "one made it, or both did: {there:?}");
+    let wrapped = served.ok(&["wrap", "--kek", "own"], DEK);
+    assert_eq!(served.ok(&["unwrap", "--socket", &second.socket], &wrapped), DEK);
+    let wrapped = served.ok(&["wrap", "--kek", "own", "--socket", &second.socket], DEK);
+    assert_eq!(served.ok(&["unwrap"], &wrapped), DEK);
+}
+
 on_each_home! {
-    blocking: a_kek_of_the_service_is_made_at_the_first_start_and_stays_the_services,
+    blocking: two_sidecars_of_one_kek_make_it_and_agree,
+        a_kek_of_the_service_is_made_at_the_first_start_and_stays_the_services,
         an_old_version_is_followed_by_the_next_one;
 }
 
@@ -158,4 +223,26 @@ fn a_version_that_nobody_uses_is_retired_and_can_be_brought_back() {
     let config = served.config_file().to_string_lossy().into_owned();
     served.ok(&["key", "enable", "--config", &config, &format!("own/{old}")], b"");
     until("back", &served, || versions(&served).contains(&(old.clone(), "ACTIVE".to_owned())));
+}
+
+#[test]
+fn a_token_tells_other_nodes_whose_its_keys_are() {
+    let mut served = prepare(Home::SoftHsm, "");
+    served.serve();
+    for (label, mode) in [("own", "service-managed\n"), ("orders", "customer-managed\n")] {
+        let args = ["--read-object", "--type", "data", "--application-label", "keyward-mode"];
+        let there = served.token().pkcs11_tool_user(&[&args[..], &["--label", label]].concat());
+        assert!(there.ends_with(mode), "another tool reads {there:?}");
+    }
+    // A node that has never seen it, and thinks that it is a customer's.
+    configure(&served, "mode = \"customer-managed\"");
+    let told = Second::spawn(&served).ends(&served);
+    assert!(told.contains("KEK own has been service-managed since it was first used"), "{told}");
+    assert!(told.contains("recorded beside the key in backend hsm"), "{told}");
+    assert!(told.contains("set mode = \"service-managed\" again"), "{told}");
+    let config = served.config_file().to_string_lossy().into_owned();
+    let checked = served.call(&["check", "--config", &config], b"");
+    let page = String::from_utf8_lossy(&checked.stdout);
+    assert!(page.contains("KEK own has been service-managed since it was first used"), "{page}");
+    assert_eq!(checked.status.code(), Some(1));
 }

@@ -306,5 +306,9 @@ impl Backend for Fake {
         None
     }
 
+    fn register(&self) -> Option<&dyn keyward::backend::Register> {
+        None
+    }
+
     async fn close(&self) {}
 }

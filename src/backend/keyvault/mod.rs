@@ -347,6 +347,12 @@ impl Backend for KeyVaultBackend {
         Some(self)
     }
 
+    /// A tag would be the place, but to write one is a right (`update`) that a sidecar is not
+    /// given.
+    fn register(&self) -> Option<&dyn crate::backend::Register> {
+        None
+    }
+
     async fn close(&self) {
         self.client.close();
     }

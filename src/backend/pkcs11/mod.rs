@@ -29,6 +29,7 @@ mod officer;
 mod pin;
 mod raw;
 mod recover;
+mod register;
 mod settings;
 mod token;
 mod upkeep;
@@ -387,6 +388,10 @@ impl Backend for Pkcs11Backend {
 
     fn service(&self) -> Option<&dyn crate::backend::Service> {
         None
+    }
+
+    fn register(&self) -> Option<&dyn crate::backend::Register> {
+        Some(self)
     }
 
     async fn close(&self) {

@@ -167,14 +167,25 @@ fn list(seat: &Seat<'_>, label: Option<&str>) -> Result<Vec<KeyDescription>, Fau
     Ok(listed)
 }
 
+/// Whether there is a key of that label, or half of one. Others' objects may be called alike.
+fn is_taken(seat: &Seat<'_>, label: &str) -> Result<bool, Fault> {
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY, ObjectClass::SECRET_KEY] {
+        let label = Attribute::Label(label.as_bytes().to_vec());
+        let taken = [Attribute::Class(class), label, Attribute::Token(true)];
+        if !seat.library.find(seat.session, &taken, 1)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Creates the key in a session of its own that may write, and returns its version.
 fn create(seat: &Seat<'_>, new: &NewKey) -> Result<String, Fault> {
-    let taken = [Attribute::Label(new.label.as_bytes().to_vec()), Attribute::Token(true)];
-    if !seat.library.find(seat.session, &taken, 1)?.is_empty() {
+    if is_taken(seat, &new.label)? {
         return Err(Fault::Refused(
             Error::new(
                 Reason::RequestInvalid,
-                format!("the token already has an object labelled {:?}", new.label),
+                format!("the token already has a key labelled {:?}", new.label),
             )
             .with_fix("choose another name; `keyward key show` describes what is there"),
         ));

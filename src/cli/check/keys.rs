@@ -86,6 +86,17 @@ async fn look_at_kek(kek: &KekConfig, backend: &dyn Backend, report: &mut Report
         Ok(found) => look_at_versions(kek, found, backend, report).await,
         Err(error) => failed(Group::Keks, name, &error, report),
     }
+    if let Some(register) = backend.register() {
+        let recorded = register.mode_of(&kek.key.label, deadline()).await;
+        let kept = recorded.and_then(|recorded| match recorded {
+            Some(recorded) => kek.mode.check_kept(&kek.name, &recorded),
+            None => Ok(()),
+        });
+        match kept {
+            Ok(()) => report.pass(Group::Keks, name, format!("it is {}", kek.mode.as_str())),
+            Err(error) => failed(Group::Keks, name, &error, report),
+        }
+    }
     match backend.service() {
         Some(service) => {
             for right in service.try_rights(&kek.key, kek.algorithm, deadline()).await {

@@ -248,5 +248,9 @@ impl Backend for Way {
         None
     }
 
+    fn register(&self) -> Option<&dyn keyward::backend::Register> {
+        None
+    }
+
     async fn close(&self) {}
 }

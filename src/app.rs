@@ -196,10 +196,9 @@ async fn fix_modes(state: Option<&Path>, keks: &[KekSpec]) -> Result<(), StartEr
         None => {
             if let Some(kek) = keks.iter().find(|kek| kek.mode.rules().is_some()) {
                 let what = format!("KEK {} is service-managed, and nothing is kept", kek.name);
-                return Err(refused(
-                    Error::new(Reason::BackendMisconfigured, what)
-                        .with_fix("set `state` in [server]: what the service owns is recorded there"),
-                ));
+                return Err(refused(Error::new(Reason::BackendMisconfigured, what).with_fix(
+                    "set `state` in [server]: what the service owns is recorded there",
+                )));
             }
         }
     }

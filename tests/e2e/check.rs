@@ -14,6 +14,8 @@ use super::{
     keyvault::{
         Settings,
         access::{Permissions, Role},
+        errors,
+        faults::{Fault, On, Times},
         operation::Operation,
         server::Place,
     },
@@ -385,6 +387,18 @@ fn what_is_wrong_with_tls_is_named() {
             false => checked.warns("tls", "ends on", "replace it"),
         }
     }
+}
+
+#[test]
+fn an_identity_of_another_tenant_is_named() {
+    let served = in_vault(Permissions::Rbac);
+    let refusal = errors::wrong_issuer("the vault's", "another").answer();
+    served.fake().inject(On::Vault, Fault::Answer(refusal), Times::Always);
+    let cure = "an identity of the vault's own tenant";
+    check(&served).fails("keks", "does not take tokens of this tenant", cure);
+    check(&served).fails("permissions", "does not take tokens of this tenant", cure);
+    served.fake().clear_faults();
+    check(&served).is_well();
 }
 
 /// A certificate that ends in so many days, and its key.

@@ -8,6 +8,8 @@
 mod token;
 #[path = "../support/azure.rs"]
 mod vaults;
+#[path = "../support/wall_clock.rs"]
+mod wall_clock;
 
 #[allow(dead_code)]
 #[path = "../support/keyvault/mod.rs"]

@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use keyward::client::{Client, Code, KekCondition, WrappedDek};
+use time::OffsetDateTime;
 use tokio::{runtime::Runtime, time::sleep};
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     load::wrap,
     served::{KEK, Served},
     token::TestToken,
+    wall_clock::WallClock,
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -38,8 +40,11 @@ struct Row<'a> {
 }
 
 struct Scene {
-    home: Home,
+    /// Where, for who reads.
+    place: String,
     served: Served,
+    /// The sidecar's.
+    clock: WallClock,
     client: Client,
     runtime: Runtime,
 }
@@ -51,11 +56,13 @@ impl Scene {
             Home::KeyVault => House::vault(settings),
             other => House::new(other),
         };
-        Self::start_in(home, house)
+        Self::start_in(&format!("{home:?}"), house)
     }
 
-    fn start_in(home: Home, house: House) -> Self {
+    fn start_in(place: &str, house: House) -> Self {
         let mut served = Served::prepare_in(house);
+        let clock = WallClock::new(served.dir());
+        served.environment.extend(clock.environment());
         served.configure(|config| {
             let config = config.replace("\"describe\"]", "\"describe\", \"revoke\", \"restore\"]");
             // For as long as a row takes.
@@ -67,7 +74,7 @@ impl Scene {
             let _in_it = runtime.enter();
             served.client().with_deadline(Duration::from_secs(2))
         };
-        Self { home, served, client, runtime }
+        Self { place: place.to_owned(), served, clock, client, runtime }
     }
 
     fn key(&self, args: &[&str]) {
@@ -138,8 +145,8 @@ impl Scene {
             }
             let took = took.as_secs_f64() / INTERVAL.as_secs_f64();
             println!(
-                "{:?} | {} | {:?} after {took:.2}, back after {back}",
-                self.home, row.cause, row.condition
+                "{} | {} | {:?} after {took:.2}, back after {back}",
+                self.place, row.cause, row.condition
             );
         });
     }
@@ -162,6 +169,48 @@ impl Scene {
         });
     }
 }
+
+impl Scene {
+    /// A key without dates is what it was, whatever the time.
+    fn the_clock_is_set(&self, whither: &str, seconds: i64) {
+        self.show(&Row {
+            cause: &format!("the clock is set four days {whither}, and right again"),
+            happens: &|| {
+                self.clock.jump(seconds);
+                // For whatever that might do to be done.
+                std::thread::sleep(3 * INTERVAL);
+            },
+            mended: Some(&|| {
+                self.clock.jump(0);
+                std::thread::sleep(3 * INTERVAL);
+            }),
+            condition: KekCondition::Serving,
+            answers: [None; 2],
+            wraps: None,
+        });
+    }
+
+    /// Dates are kept by the clock that there is: they begin and end when it says so, and also
+    /// when it had been wrong.
+    fn the_clock_leaves_the_dates(&self) {
+        // They were set a moment ago.
+        std::thread::sleep(3 * INTERVAL);
+        let right = || self.clock.jump(0);
+        let late = || self.clock.jump(DAYS);
+        self.dark(
+            "the clock is set past the end date, and right again",
+            EXPIRED,
+            &late,
+            Some(&right),
+        );
+        let early = || self.clock.jump(-DAYS);
+        let cause = "the clock is set before the start date, and right again";
+        self.dark(cause, EARLY, &early, Some(&right));
+    }
+}
+
+/// Four days, in seconds.
+const DAYS: i64 = 4 * 24 * 3600;
 
 const DISABLED: (&str, Code) = ("KEK_DISABLED", Code::FailedPrecondition);
 const GONE: (&str, Code) = ("KEK_NOT_FOUND", Code::NotFound);
@@ -197,6 +246,8 @@ fn every_cause_on(home: Home) {
         // The public key is known, and the lease says for how long it may be believed.
         wraps: None,
     });
+    scene.the_clock_is_set("ahead", DAYS);
+    scene.the_clock_is_set("back", -DAYS);
     if home != Home::SoftHsm {
         in_a_vault(&scene);
     }
@@ -282,6 +333,9 @@ fn in_a_vault(scene: &Scene) {
         &dates(Some(now + 9000), None),
         Some(&dates(None, None)),
     );
+    dates(Some(now - DAYS / 2), Some(now + DAYS / 2))();
+    scene.the_clock_leaves_the_dates();
+    dates(None, None)();
     scene.dark("deleted, recovered", GONE, &|| fake.delete(KEK), Some(&|| fake.recover(KEK)));
     let app = &scene.served.azure().app;
     scene.dark(
@@ -299,7 +353,7 @@ fn in_a_vault(scene: &Scene) {
     let shown = scene.served.ok(&["kek", "show", KEK], b"");
     assert!(String::from_utf8_lossy(&shown).contains("UNUSABLE"));
     fake.set_created(KEK, &bad, now - 9000);
-    println!("{:?} | new version fails its self-test | the old one stays current", scene.home);
+    println!("{} | new version fails its self-test | the old one stays current", scene.place);
 }
 
 #[test]
@@ -327,7 +381,7 @@ fn on_a_token_that_keeps_dates() {
         let owner = &owner;
         move || owner.set_dates(KEK, start, end)
     };
-    let scene = Scene::start_in(Home::SoftHsm, house);
+    let scene = Scene::start_in("kryoptic", house);
     scene.dark(
         "expired, extended",
         EXPIRED,
@@ -340,4 +394,10 @@ fn on_a_token_that_keeps_dates() {
         &dates("29980101", "29991231"),
         Some(&dates("20200101", "29991231")),
     );
+    let date = |days| {
+        let date = (OffsetDateTime::now_utc() + time::Duration::days(days)).date();
+        format!("{:04}{:02}{:02}", date.year(), u8::from(date.month()), date.day())
+    };
+    owner.set_dates(KEK, &date(-2), &date(2));
+    scene.the_clock_leaves_the_dates();
 }

@@ -9,7 +9,7 @@ use keyward::{
     cache::CacheSettings,
     carriers::Carrier,
     clock,
-    engine::{Engine, KekSpec, Purged, Revoked, Rewrapped, Unwrapped},
+    engine::{Engine, KekSpec, Purged, Revoked, Rewrapped, Stand, Unwrapped},
     envelope::{Context, Dek, WrappedDek},
     error::Error,
     guard::Class,
@@ -127,6 +127,10 @@ impl<B: Backend> Bench<B> {
 
     pub async fn restore(&self) {
         self.engine.restore(self.permit(Op::Restore)).await.unwrap();
+    }
+
+    pub fn stand(&self) -> Stand {
+        self.engine.stand(self.permit(Op::Describe)).unwrap()
     }
 
     /// State and age of each of its leases, in seconds, by version.

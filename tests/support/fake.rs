@@ -2,7 +2,7 @@
 //! hang or to fail. Its "cipher" is an XOR with a checksum: enough to tell good from bad.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -28,6 +28,10 @@ pub struct Fake {
     versions: Mutex<Vec<u8>>,
     /// Those of them that are disabled.
     disabled: Mutex<Vec<u8>>,
+    /// Those of them that fail their self-test.
+    failing: Mutex<Vec<u8>>,
+    /// From when to when they may be used.
+    validity: Mutex<HashMap<u8, Validity>>,
     /// While true, what it wraps does not unwrap.
     pub garbles: AtomicBool,
     /// While true, unwraps and random bytes hang until their deadline.
@@ -59,6 +63,8 @@ impl Default for Fake {
         Self {
             versions: Mutex::new(vec![1]),
             disabled: Mutex::default(),
+            failing: Mutex::default(),
+            validity: Mutex::default(),
             garbles: AtomicBool::new(false),
             hold: watch::Sender::new(false),
             hold_proofs: watch::Sender::new(false),
@@ -99,6 +105,23 @@ impl Fake {
 
     pub fn enable(&self, n: u8) {
         self.disabled.lock().unwrap().retain(|other| *other != n);
+    }
+
+    /// Has it have these versions, in no order, each good.
+    pub fn hold_versions(&self, versions: impl IntoIterator<Item = u8>) {
+        *self.versions.lock().unwrap() = versions.into_iter().collect();
+        self.disabled.lock().unwrap().clear();
+        self.failing.lock().unwrap().clear();
+        self.validity.lock().unwrap().clear();
+    }
+
+    /// Has `n` fail its self-test.
+    pub fn fail(&self, n: u8) {
+        self.failing.lock().unwrap().push(n);
+    }
+
+    pub fn date(&self, n: u8, validity: Validity) {
+        self.validity.lock().unwrap().insert(n, validity);
     }
 
     /// Operations in work now.
@@ -151,7 +174,7 @@ impl Fake {
             bits: 2048,
             fingerprint: Fingerprint::new([n; 32]),
             public_key: None,
-            validity: Validity::default(),
+            validity: self.validity.lock().unwrap().get(&n).copied().unwrap_or_default(),
             enabled: !self.disabled.lock().unwrap().contains(&n),
             created: None,
             assurance: Assurance { device: "fake".into(), sensitive: true, ..Default::default() },
@@ -209,7 +232,7 @@ impl Backend for Fake {
 
     async fn prove(
         &self,
-        _version: &VersionInfo,
+        version: &VersionInfo,
         _algorithm: Algorithm,
         deadline: Instant,
     ) -> Result<SystemTime, Error> {
@@ -228,6 +251,9 @@ impl Backend for Fake {
             return Err(Error::new(Reason::DeadlineExceeded, "the fake was told to take long"));
         }
         self.check_denial()?;
+        if self.failing.lock().unwrap().contains(&version.fingerprint.as_bytes()[0]) {
+            return Err(Error::new(Reason::BackendMisconfigured, "its self-test failed"));
+        }
         self.denied_proofs.lock().unwrap().clone().map_or(Ok(asked), Err)
     }
 

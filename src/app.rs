@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::{
     alloc,
-    backend::{Backend, Bare, Metered, keyvault::KeyVaultBackend, pkcs11::Pkcs11Backend},
+    backend::{Backend, Bare, Metered, Register, keyvault::KeyVaultBackend, pkcs11::Pkcs11Backend},
     cache::Cache,
     clock,
     config::{BackendConfig, CacheConfig, Config, KekConfig},
@@ -211,13 +211,27 @@ async fn fix_modes(state: Option<&Path>, keks: &[KekSpec]) -> Result<(), StartEr
 /// The part of it that other sidecars see, where the backend has a place for it.
 async fn fix_mode_beside(kek: &KekSpec) -> Result<(), Error> {
     let Some(register) = kek.backend.register() else { return Ok(()) };
-    let (name, label) = (&kek.name, &kek.key.label);
+    match fix_mode_in(register, kek).await {
+        // What cannot be read may say that it is a customer's, which is left alone.
+        Err(error) if error.reason().is_transient() && kek.mode.rules().is_none() => {
+            let detail = error.detail().unwrap_or("-");
+            warn!(kek = %kek.name, detail, "who owns the KEK cannot be read beside its key: {error}");
+            Ok(())
+        }
+        fixed => fixed,
+    }
+}
+
+async fn fix_mode_in(register: &dyn Register, kek: &KekSpec) -> Result<(), Error> {
+    let (name, label, mode) = (&kek.name, &kek.key.label, kek.mode.as_str());
     let deadline = || clock::now() + REGISTER;
     if register.mode_of(label, deadline()).await?.is_none() {
-        let recorded = register.record_mode(label, kek.mode.as_str(), deadline()).await;
-        if let Err(error) = recorded {
-            let detail = error.detail().unwrap_or("-");
-            info!(kek = %name, detail, "who owns the KEK is not recorded beside its key: {error}");
+        match register.record_mode(label, mode, deadline()).await {
+            Ok(()) => info!(kek = %name, mode, "who owns the KEK is recorded beside its key"),
+            Err(error) => {
+                let detail = error.detail().unwrap_or("-");
+                info!(kek = %name, detail, "who owns the KEK is not recorded beside its key: {error}");
+            }
         }
     }
     // Another sidecar may have been quicker.

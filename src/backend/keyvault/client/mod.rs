@@ -4,12 +4,15 @@
 //! It knows keys by their names and versions and decides nothing about them. An answer
 //! that names another key than the one that was asked is no answer.
 
+mod attributes;
+mod changes;
+
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use azure_core::{
@@ -23,17 +26,16 @@ use azure_core::{
 use azure_security_keyvault_keys::{
     KeyClient, KeyClientOptions,
     models::{
-        CreateKeyParameters, DeletedKey, DeletionRecoveryLevel, EncryptionAlgorithm,
-        GetRandomBytesParameters, Key, KeyAttributes, KeyClientGetKeyOptions,
+        EncryptionAlgorithm, GetRandomBytesParameters, Key, KeyClientGetKeyOptions,
         KeyClientGetRandomBytesOptions, KeyClientListKeyPropertiesOptions,
         KeyClientListKeyPropertiesVersionsOptions, KeyClientUnwrapKeyOptions,
-        KeyClientUpdateKeyPropertiesOptions, KeyClientWrapKeyOptions, KeyOperation,
-        KeyOperationParameters, KeyOperationResult, KeyProperties, KeyType,
-        UpdateKeyPropertiesParameters,
+        KeyClientWrapKeyOptions, KeyOperationParameters, KeyOperationResult, KeyProperties,
     },
 };
 use futures_util::{Stream, TryStreamExt};
 use tokio::{sync::Semaphore, time::timeout_at};
+
+pub(super) use attributes::Attributes;
 
 use super::{
     error::{self, Answer, Asked, Verdict, judge},
@@ -43,9 +45,8 @@ use super::{
     vault::VaultUrl,
 };
 use crate::{
-    backend::Deleted,
     error::{Error, Reason},
-    kek::{Recovery, VersionId},
+    kek::VersionId,
     secret::Secret,
 };
 
@@ -98,42 +99,6 @@ pub(super) struct Listed {
     /// The version; `None` in a list of keys.
     pub(super) version: Option<VersionId>,
     pub(super) attributes: Attributes,
-}
-
-/// What may change about a version.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Attributes {
-    pub(super) enabled: bool,
-    pub(super) not_before: Option<SystemTime>,
-    pub(super) expires: Option<SystemTime>,
-    pub(super) created: Option<SystemTime>,
-    pub(super) exportable: bool,
-    pub(super) platform: Option<String>,
-    pub(super) recovery: Recovery,
-}
-
-impl Attributes {
-    fn of(attributes: Option<KeyAttributes>) -> Self {
-        // What is not told is not assumed: a key of which nobody says that it is enabled
-        // is not.
-        let Some(told) = attributes else { return Self::default() };
-        let level = told.recovery_level;
-        let plain =
-            |text: &String| text.len() <= 16 && text.bytes().all(|b| b.is_ascii_alphanumeric());
-        Self {
-            enabled: told.enabled.unwrap_or(false),
-            not_before: told.not_before.map(SystemTime::from),
-            expires: told.expires.map(SystemTime::from),
-            created: told.created.map(SystemTime::from),
-            exportable: told.exportable.unwrap_or(false),
-            platform: told.hsm_platform.filter(plain),
-            recovery: Recovery {
-                soft_delete: level.as_ref().is_some_and(is_recoverable),
-                purge_protection: level.as_ref().and_then(is_protected).unwrap_or(false),
-                days: told.recoverable_days.and_then(|days| u32::try_from(days).ok()),
-            },
-        }
-    }
 }
 
 /// A place among those that wait, given back when it is dropped.
@@ -343,79 +308,6 @@ impl Client {
         }
     }
 
-    /// Makes a key. Never tried again: it would be another version.
-    pub(super) async fn create(
-        &self,
-        name: &str,
-        kind: KeyType,
-        bits: u32,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let creating = async {
-            let parameters = CreateKeyParameters {
-                kty: Some(kind),
-                key_size: i32::try_from(bits).ok(),
-                key_ops: Some(vec![KeyOperation::WrapKey, KeyOperation::UnwrapKey]),
-                ..CreateKeyParameters::default()
-            };
-            self.sdk.create_key(name, parameters.try_into()?, None).await?.into_model()
-        };
-        self.call(Asked::Create, deadline, creating).await?;
-        Ok(())
-    }
-
-    /// Makes another version, as the key's rotation policy says. Never tried again: it would
-    /// be one more.
-    pub(super) async fn rotate(&self, name: &str, deadline: Instant) -> Result<(), Error> {
-        let rotating = async { self.sdk.rotate_key(name, None).await?.into_model() };
-        self.call(Asked::Key, deadline, rotating).await?;
-        Ok(())
-    }
-
-    /// Enables or disables a version.
-    pub(super) async fn set_enabled(
-        &self,
-        name: &str,
-        version: &VersionId,
-        enabled: bool,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let options = KeyClientUpdateKeyPropertiesOptions {
-            key_version: Some(version.as_str().to_owned()),
-            method_options: once_more(),
-        };
-        let attributes = KeyAttributes { enabled: Some(enabled), ..KeyAttributes::default() };
-        let changing = async {
-            let parameters = UpdateKeyPropertiesParameters {
-                key_attributes: Some(attributes),
-                ..UpdateKeyPropertiesParameters::default()
-            };
-            let parameters = parameters.try_into()?;
-            self.sdk.update_key_properties(name, parameters, Some(options)).await?.into_model()
-        };
-        self.call(Asked::Version, deadline, changing).await?;
-        Ok(())
-    }
-
-    /// Deletes a key, so that it can be recovered.
-    pub(super) async fn delete(&self, name: &str, deadline: Instant) -> Result<Deleted, Error> {
-        let deleting = async { self.sdk.delete_key(name, None).await?.into_model() };
-        let DeletedKey { attributes, scheduled_purge_date, .. } =
-            self.call(Asked::Key, deadline, deleting).await?;
-        let level = attributes.and_then(|told| told.recovery_level);
-        Ok(Deleted {
-            purged_at: scheduled_purge_date.map(SystemTime::from),
-            protected: level.as_ref().and_then(is_protected),
-        })
-    }
-
-    /// Brings a deleted key back.
-    pub(super) async fn recover(&self, name: &str, deadline: Instant) -> Result<(), Error> {
-        let recovering = async { self.sdk.recover_deleted_key(name, None).await?.into_model() };
-        self.call(Asked::Key, deadline, recovering).await?;
-        Ok(())
-    }
-
     /// Makes a call when a connection is free for it, until the deadline.
     async fn call<T>(
         &self,
@@ -465,28 +357,6 @@ impl Drop for Client {
     fn drop(&mut self) {
         // The keeper's task would go on for ever.
         self.close();
-    }
-}
-
-/// Whether a deleted key can be recovered.
-fn is_recoverable(level: &DeletionRecoveryLevel) -> bool {
-    is_protected(level).is_some() && *level != DeletionRecoveryLevel::Purgeable
-}
-
-/// Whether nobody can purge a key before its time, if that is known.
-fn is_protected(level: &DeletionRecoveryLevel) -> Option<bool> {
-    use DeletionRecoveryLevel::{
-        CustomizedRecoverable, CustomizedRecoverableProtectedSubscription,
-        CustomizedRecoverablePurgeable, Purgeable, Recoverable, RecoverableProtectedSubscription,
-        RecoverablePurgeable,
-    };
-    match level {
-        CustomizedRecoverable
-        | CustomizedRecoverableProtectedSubscription
-        | Recoverable
-        | RecoverableProtectedSubscription => Some(true),
-        CustomizedRecoverablePurgeable | Purgeable | RecoverablePurgeable => Some(false),
-        _ => None,
     }
 }
 

@@ -131,11 +131,11 @@ fn a_version_on_a_token_is_destroyed_by_two_calls_with_a_grace_between() {
     assert!(code == Some(1) && told.contains("grace is not over"), "{told}");
     // Other tools see it.
     let objects = served.token().pkcs11_tool_user(&["--list-objects", "--type", "data"]);
-    assert!(objects.contains(KEK) && objects.contains("keyward"), "{objects}");
+    assert!(objects.contains(KEK) && objects.contains("'keyward'"), "{objects}");
 
     key_ok(&served, &["enable", &first]);
     let objects = served.token().pkcs11_tool_user(&["--list-objects", "--type", "data"]);
-    assert!(!objects.contains("keyward"), "it is called off: {objects}");
+    assert!(!objects.contains("'keyward'"), "it is called off: {objects}");
 
     let planned = ["destroy", &first, "--confirm", &first, "--grace", "0s"];
     key_ok(&served, &planned);
@@ -148,7 +148,7 @@ fn a_version_on_a_token_is_destroyed_by_two_calls_with_a_grace_between() {
         !objects.contains(&format!("ID:         {old}")) && objects.contains("b2"),
         "{objects}"
     );
-    assert!(!objects.contains("application"), "no notice is left: {objects}");
+    assert!(!objects.contains("'keyward'"), "no notice is left: {objects}");
     let (code, told) = key_fails(&served, &["destroy", &first, "--confirm", &first]);
     assert_eq!(code, Some(1), "{told}");
     let (code, told) = key_fails(&served, &["recover", KEK]);

@@ -240,9 +240,27 @@ fn a_token_tells_other_nodes_whose_its_keys_are() {
     assert!(told.contains("KEK own has been service-managed since it was first used"), "{told}");
     assert!(told.contains("recorded beside the key in backend hsm"), "{told}");
     assert!(told.contains("set mode = \"service-managed\" again"), "{told}");
-    let config = served.config_file().to_string_lossy().into_owned();
-    let checked = served.call(&["check", "--config", &config], b"");
+    let config = served.config_file();
+    let config = config.to_str().expect("a path");
+    let checked = served.call(&["check", "--config", config], b"");
     let page = String::from_utf8_lossy(&checked.stdout);
     assert!(page.contains("KEK own has been service-managed since it was first used"), "{page}");
     assert_eq!(checked.status.code(), Some(1));
+
+    // What nobody can read is nobody's leave.
+    let file = served.file("mode", b"whoever's\n");
+    let file = file.to_str().expect("a path");
+    let record = ["--type", "data", "--label", "own", "--application-label", "keyward-mode"];
+    let write = || {
+        served.token().pkcs11_tool_user(&[&["--write-object", file][..], &record].concat());
+    };
+    write();
+    let told = Second::spawn(&served).ends(&served);
+    assert!(told.contains("the token says two things of who owns the keys called own"), "{told}");
+    for _ in 0..2 {
+        served.token().pkcs11_tool_user(&[&["--delete-object"][..], &record].concat());
+    }
+    write();
+    let told = Second::spawn(&served).ends(&served);
+    assert!(told.contains("what is recorded of KEK own does not say who owns it"), "{told}");
 }

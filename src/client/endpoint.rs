@@ -4,28 +4,23 @@
 //! with our own certificate, verified against one authority and nothing that the
 //! system trusts.
 
-use std::{fmt, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
-use tonic::transport::{self, Channel, Uri};
-use tower::service_fn;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::codegen::http::Uri;
 use zeroize::Zeroizing;
 
 use super::Error;
-
-/// How long connecting may take, with the TLS handshake.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
-/// Calls that wait for the connection to take them.
-const QUEUE_MAX: usize = 1024;
 
 const FILES_FIX: &str = "use PEM files that we can read: the authority's, ours, and our key";
 
@@ -62,13 +57,18 @@ impl Endpoint {
         Self(Target::Tls { uri: uri.into(), files, server_name })
     }
 
-    /// A connection that is opened when it is needed.
-    pub(super) fn channel(&self) -> Result<Channel, Error> {
+    /// What connects to it. `Err` if its URI or its files cannot be used.
+    pub(super) fn connector(&self) -> Result<Connector, Error> {
         match &self.0 {
-            Target::Unix(path) => Ok(unix(path)),
+            Target::Unix(path) => Ok(Connector {
+                way: Way::Unix(path.clone()),
+                origin: Uri::from_static("http://localhost"),
+            }),
             Target::Tls { uri, files, server_name } => {
-                let server = Server::parse(uri, server_name.as_deref())?;
-                Ok(tls(server, TlsConnector::from(Arc::new(config(files)?))))
+                let Server { host, port, name, origin } =
+                    Server::parse(uri, server_name.as_deref())?;
+                let connector = TlsConnector::from(Arc::new(config(files)?));
+                Ok(Connector { way: Way::Tls { host, port, name, connector }, origin })
             }
         }
     }
@@ -89,36 +89,42 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-fn settings() -> transport::Endpoint {
-    // The library only ever sees this one: our connectors know where to go, and HTTP/2
-    // servers refuse a path as authority.
-    transport::Endpoint::from_static("http://localhost")
-        .connect_timeout(CONNECT_WITHIN)
-        .buffer_size(QUEUE_MAX)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWERED_WITHIN)
-        .keep_alive_while_idle(true)
+/// Connects to an endpoint.
+pub(super) struct Connector {
+    way: Way,
+    /// What calls name as scheme and authority. HTTP/2 servers refuse a path as authority.
+    origin: Uri,
 }
 
-fn unix(path: &Path) -> Channel {
-    let path = path.to_owned();
-    settings().connect_with_connector_lazy(service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    }))
+enum Way {
+    Unix(PathBuf),
+    Tls { host: String, port: u16, name: ServerName<'static>, connector: TlsConnector },
 }
 
-fn tls(server: Server, connector: TlsConnector) -> Channel {
-    let Server { host, port, name, origin } = server;
-    let connect = service_fn(move |_: Uri| {
-        let (address, name, connector) = ((host.clone(), port), name.clone(), connector.clone());
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+/// A connection to a sidecar.
+pub(super) enum Wire {
+    /// Over a Unix socket.
+    Unix(UnixStream),
+    /// Over TCP.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connector {
+    pub(super) fn origin(&self) -> &Uri {
+        &self.origin
+    }
+
+    pub(super) async fn connect(&self) -> io::Result<Wire> {
+        match &self.way {
+            Way::Unix(path) => Ok(Wire::Unix(UnixStream::connect(path).await?)),
+            Way::Tls { host, port, name, connector } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let stream = connector.connect(name.clone(), stream).await?;
+                Ok(Wire::Tls(Box::new(stream)))
+            }
         }
-    });
-    settings().origin(origin).connect_with_connector_lazy(connect)
+    }
 }
 
 /// A server on TCP.
@@ -209,7 +215,8 @@ mod tests {
     fn a_missing_file_is_named() {
         let missing = PathBuf::from("/nonexistent/ca.pem");
         let files = TlsFiles { ca: missing.clone(), certificate: missing.clone(), key: missing };
-        let error = Endpoint::tls("https://a:1", files, None).channel().unwrap_err();
+        let connector = Endpoint::tls("https://a:1", files, None).connector();
+        let error = connector.map(drop).unwrap_err();
         assert!(error.message().contains("/nonexistent/ca.pem"), "{error}");
     }
 }

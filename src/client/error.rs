@@ -2,9 +2,10 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use tonic::{Code, ConnectError, Status, TimeoutExpired};
+use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
+use super::transport::Failure;
 use crate::{
     error::Reason,
     op::MESSAGE_MAX_BYTES,
@@ -149,7 +150,7 @@ impl Error {
 fn could_not_connect(status: &Status) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = status.source();
     while let Some(error) = cause {
-        if error.is::<ConnectError>() {
+        if matches!(error.downcast_ref(), Some(Failure::Connect(_))) {
             return true;
         }
         cause = error.source();

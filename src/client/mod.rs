@@ -34,12 +34,13 @@ mod endpoint;
 mod error;
 mod retry;
 mod streams;
+mod transport;
 mod watch;
 
 use std::{fmt, future::Future, mem, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 pub use endpoint::{Endpoint, TlsFiles};
 pub use error::Error;
@@ -47,6 +48,8 @@ pub use retry::ATTEMPTS_MAX;
 pub use streams::{Answer, Answers, Item};
 pub use tonic::Code;
 pub use watch::Events;
+
+use transport::Transport;
 
 pub use crate::wire::{
     Algorithm, Assurance, Kek, KekCondition, KekEvent, KekEventKind, KekState, KekVersion,
@@ -68,10 +71,10 @@ const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// A client of one sidecar. Cheap to clone; clones share one connection.
 #[derive(Clone)]
 pub struct Client {
-    inner: KeyWrapClient<Channel>,
+    inner: KeyWrapClient<Transport>,
     /// Over a connection of its own, opened when it is first needed: a purge closes those
     /// that carried DEKs, and would wait for itself on one.
-    admin: AdminClient<Channel>,
+    admin: AdminClient<Transport>,
     /// Instead of the deadline that the table of operations has.
     deadline: Option<Duration>,
     /// For messages.
@@ -123,10 +126,10 @@ impl Client {
     /// Must be called inside a Tokio runtime. `Err` if the endpoint's TLS files cannot
     /// be used.
     pub fn new(endpoint: &Endpoint) -> Result<Self, Error> {
-        let inner = KeyWrapClient::new(endpoint.channel()?)
+        let inner = KeyWrapClient::new(Transport::new(endpoint.connector()?))
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
             .max_encoding_message_size(MESSAGE_MAX_BYTES);
-        let admin = AdminClient::new(endpoint.channel()?)
+        let admin = AdminClient::new(Transport::new(endpoint.connector()?))
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
             .max_encoding_message_size(MESSAGE_MAX_BYTES);
         Ok(Self { inner, admin, deadline: None, target: endpoint.to_string().into() })
@@ -321,7 +324,7 @@ impl Client {
         &self,
         op: Op,
         request: impl Fn() -> Q,
-        send: impl Fn(KeyWrapClient<Channel>, Request<Q>) -> F,
+        send: impl Fn(KeyWrapClient<Transport>, Request<Q>) -> F,
     ) -> Result<A, Error>
     where
         Q: prost::Message,

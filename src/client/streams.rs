@@ -27,9 +27,11 @@ use futures_util::{
     stream::{self, BoxStream, Fuse},
 };
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Client, Error, Rewrapped, WrappedDek, deadline, dek_of, retry, rewrapped};
+use super::{
+    Client, Error, Rewrapped, WrappedDek, deadline, dek_of, retry, rewrapped, transport::Transport,
+};
 use crate::{
     error::Reason,
     op::Op,
@@ -69,7 +71,7 @@ impl Client {
         items: impl Stream<Item = Item> + Send + 'static,
         timeout: Duration,
     ) -> Result<Answers<Secret>, Error> {
-        let open = |mut client: KeyWrapClient<Channel>, items: Sending, timeout| {
+        let open = |mut client: KeyWrapClient<Transport>, items: Sending, timeout| {
             let items = items.map(|(id, Item { wrapped, context, .. })| {
                 wire::UnwrapStreamRequest { id, wrapped: Some(wrapped), context }
             });
@@ -95,7 +97,7 @@ impl Client {
         items: impl Stream<Item = Item> + Send + 'static,
         timeout: Duration,
     ) -> Result<Answers<Rewrapped>, Error> {
-        let open = |mut client: KeyWrapClient<Channel>, items: Sending, timeout| {
+        let open = |mut client: KeyWrapClient<Transport>, items: Sending, timeout| {
             let items = items.map(|(id, Item { wrapped, context, .. })| {
                 wire::RewrapStreamRequest { id, wrapped: Some(wrapped), context }
             });
@@ -120,7 +122,7 @@ fn request<T>(items: T, timeout: Duration) -> Request<T> {
 }
 
 type Opening<A> = BoxFuture<'static, Result<Response<Streaming<A>>, Status>>;
-type Open<A> = fn(KeyWrapClient<Channel>, Sending, Duration) -> Opening<A>;
+type Open<A> = fn(KeyWrapClient<Transport>, Sending, Duration) -> Opening<A>;
 type Read<A, T> = fn(A) -> Answer<T>;
 
 /// One stream as its caller sees it, over as many connections as it takes.

@@ -89,7 +89,21 @@ impl Load {
         self.more(&self.now.good).await;
     }
 
-    /// The same, for refusals.
+    /// Waits for as long as that without a refusal, and says from when to when. A backend
+    /// that was in trouble is asked gently at first, and some are turned away.
+    pub async fn served_only(&self) -> (Instant, Instant) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (began, bad) = (Instant::now(), self.now.bad.load(Ordering::Relaxed));
+            self.served().await;
+            if self.now.bad.load(Ordering::Relaxed) == bad {
+                return (began, Instant::now());
+            }
+            assert!(Instant::now() < until, "somebody is always refused");
+        }
+    }
+
+    /// The same as [`Self::served`], for refusals.
     pub async fn refused(&self) {
         self.more(&self.now.bad).await;
     }

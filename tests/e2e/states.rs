@@ -98,9 +98,7 @@ impl Scene {
             let load = Load::start(&self.client, callers());
             self.until(State::Serving, PATIENCE).await;
             load.served().await;
-            let steady = Instant::now();
-            load.served().await;
-            let before = Instant::now();
+            let (steady, before) = load.served_only().await;
             (row.happens)();
             let gone = Instant::now();
             let course = match row.expected {

@@ -225,7 +225,8 @@ async fn fix_mode_beside(kek: &KekSpec) -> Result<(), Error> {
 async fn fix_mode_in(register: &dyn Register, kek: &KekSpec) -> Result<(), Error> {
     let (name, label, mode) = (&kek.name, &kek.key.label, kek.mode.as_str());
     let deadline = || clock::now() + REGISTER;
-    if register.mode_of(label, deadline()).await?.is_none() {
+    let mut recorded = register.mode_of(label, deadline()).await?;
+    if recorded.is_none() {
         match register.record_mode(label, mode, deadline()).await {
             Ok(()) => info!(kek = %name, mode, "who owns the KEK is recorded beside its key"),
             Err(error) => {
@@ -233,14 +234,12 @@ async fn fix_mode_in(register: &dyn Register, kek: &KekSpec) -> Result<(), Error
                 info!(kek = %name, detail, "who owns the KEK is not recorded beside its key: {error}");
             }
         }
+        // Another sidecar may have been quicker.
+        recorded = register.mode_of(label, deadline()).await?;
     }
-    // Another sidecar may have been quicker.
-    match register.mode_of(label, deadline()).await? {
-        Some(recorded) => kek.mode.check_kept(name, &recorded).map_err(|error| {
-            error.with_detail(format!("recorded beside the key in backend {}", kek.backend.name()))
-        }),
-        None => Ok(()),
-    }
+    recorded.map_or(Ok(()), |recorded| kek.mode.check_kept(name, &recorded)).map_err(|error| {
+        error.with_detail(format!("recorded beside the key in backend {}", kek.backend.name()))
+    })
 }
 
 fn no_state(error: &Error) -> StartError {

@@ -11,6 +11,8 @@
 //! Bounds: [`CALLS_MAX`] calls at once, for those that are more wait; heads of
 //! [`HEAD_MAX_BYTES`]; what the sidecar may send before it is read.
 
+mod outgoing;
+
 use std::{
     fmt, io,
     pin::Pin,
@@ -19,16 +21,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture, pin_mut};
+use futures_util::{FutureExt, future::BoxFuture};
 use h2::{
-    Ping, PingPong, RecvStream, SendStream,
+    Ping, PingPong, RecvStream,
     client::{Builder, Connection, SendRequest},
 };
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::AbortHandle,
     time::{sleep, timeout},
 };
 use tonic::{
@@ -36,7 +37,8 @@ use tonic::{
     codegen::{Bytes, Service, http},
 };
 
-use super::endpoint::Connector;
+use super::endpoint::{Connector, Wire};
+use outgoing::{Outgoing, Pump};
 
 /// How long connecting may take, with the TLS handshake.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -145,8 +147,7 @@ impl Shared {
         if let Some(first) = body.first.take() {
             stream.send_data(first, body.whole).map_err(Failure::Broken)?;
         }
-        let pump =
-            (!body.whole).then(|| Pump(tokio::spawn(pump(stream, body.rest)).abort_handle()));
+        let pump = (!body.whole).then(|| Pump::start(stream, body.rest));
         let (head, receive) = response.await.map_err(Failure::Broken)?.into_parts();
         let incoming = Incoming { receive, told: false, _pump: pump, _place: place };
         Ok(http::Response::from_parts(head, incoming))
@@ -196,8 +197,8 @@ impl Shared {
 
     async fn open(&self) -> Result<SendRequest<Bytes>, Failure> {
         match self.connector.connect().await.map_err(Failure::Connect)? {
-            super::endpoint::Wire::Unix(stream) => shake_hands(stream).await,
-            super::endpoint::Wire::Tls(stream) => shake_hands(*stream).await,
+            Wire::Unix(stream) => shake_hands(stream).await,
+            Wire::Tls(stream) => shake_hands(*stream).await,
         }
     }
 }
@@ -232,118 +233,9 @@ async fn drive<T: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     };
-    pin_mut!(silent);
     tokio::select! {
         _ended = connection => {}
         () = silent => {}
-    }
-}
-
-/// What a call sends.
-struct Outgoing {
-    /// The first message, if it was there at once.
-    first: Option<Bytes>,
-    /// Whether that is all.
-    whole: bool,
-    rest: Rest,
-}
-
-/// What is left of it.
-struct Rest {
-    body: Body,
-    /// What was read of it already.
-    next: Option<Result<Bytes, tonic::Status>>,
-}
-
-impl Outgoing {
-    async fn begin(mut body: Body) -> Self {
-        let first = now(&mut body).await;
-        let (first, mut whole) = match first {
-            Poll::Ready(Some(Ok(data))) => (Some(data), false),
-            Poll::Ready(None) => (Some(Bytes::new()), true),
-            Poll::Ready(Some(Err(error))) => {
-                let rest = Rest { body, next: Some(Err(error)) };
-                return Self { first: None, whole: false, rest };
-            }
-            Poll::Pending => (None, false),
-        };
-        let mut next = None;
-        if first.is_some() && !whole {
-            match now(&mut body).await {
-                Poll::Ready(None) => whole = true,
-                Poll::Ready(Some(message)) => next = Some(message),
-                Poll::Pending => {}
-            }
-        }
-        Self { first, whole, rest: Rest { body, next } }
-    }
-}
-
-/// The next message, if it is there at once.
-async fn now(body: &mut Body) -> Poll<Option<Result<Bytes, tonic::Status>>> {
-    std::future::poll_fn(|cx| Poll::Ready(poll_message(body, cx))).await
-}
-
-fn poll_message(
-    body: &mut Body,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Bytes, tonic::Status>>> {
-    loop {
-        match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-            // A client sends no trailers.
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => return Poll::Ready(Some(Ok(data))),
-                Err(_trailers) => {}
-            },
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            None => return Poll::Ready(None),
-        }
-    }
-}
-
-/// Sends messages as they come and the other side has room for them.
-async fn pump(mut stream: SendStream<Bytes>, mut rest: Rest) {
-    loop {
-        let message = match rest.next.take() {
-            Some(message) => Some(message),
-            None => std::future::poll_fn(|cx| poll_message(&mut rest.body, cx)).await,
-        };
-        match message {
-            Some(Ok(data)) => {
-                if send(&mut stream, data).await.is_none() {
-                    return;
-                }
-            }
-            Some(Err(_)) => return stream.send_reset(h2::Reason::CANCEL),
-            None => {
-                // Whoever ended it already needs no end.
-                let _ended = stream.send_data(Bytes::new(), true);
-                return;
-            }
-        }
-    }
-}
-
-/// `None` if the other side takes no more.
-async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Option<()> {
-    while !data.is_empty() {
-        stream.reserve_capacity(data.len());
-        let room = match stream.capacity() {
-            0 => std::future::poll_fn(|cx| stream.poll_capacity(cx)).await?.ok()?,
-            room => room,
-        };
-        let part = data.split_to(room.min(data.len()));
-        stream.send_data(part, false).ok()?;
-    }
-    Some(())
-}
-
-/// Stops sending when nobody waits for the answer any more.
-struct Pump(AbortHandle);
-
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -11,14 +11,14 @@ use crate::kek::Recovery;
 
 /// What may change about a version.
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct Attributes {
-    pub(in super::super) enabled: bool,
-    pub(in super::super) not_before: Option<SystemTime>,
-    pub(in super::super) expires: Option<SystemTime>,
-    pub(in super::super) created: Option<SystemTime>,
-    pub(in super::super) exportable: bool,
-    pub(in super::super) platform: Option<String>,
-    pub(in super::super) recovery: Recovery,
+pub(in crate::backend::keyvault) struct Attributes {
+    pub(in crate::backend::keyvault) enabled: bool,
+    pub(in crate::backend::keyvault) not_before: Option<SystemTime>,
+    pub(in crate::backend::keyvault) expires: Option<SystemTime>,
+    pub(in crate::backend::keyvault) created: Option<SystemTime>,
+    pub(in crate::backend::keyvault) exportable: bool,
+    pub(in crate::backend::keyvault) platform: Option<String>,
+    pub(in crate::backend::keyvault) recovery: Recovery,
 }
 
 impl Attributes {

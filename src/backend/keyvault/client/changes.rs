@@ -18,7 +18,7 @@ use crate::{
 
 impl Client {
     /// Makes a key. Never tried again: it would be another version.
-    pub(in super::super) async fn create(
+    pub(in crate::backend::keyvault) async fn create(
         &self,
         name: &str,
         kind: KeyType,
@@ -40,7 +40,7 @@ impl Client {
 
     /// Makes another version, as the key's rotation policy says. Never tried again: it would
     /// be one more.
-    pub(in super::super) async fn rotate(
+    pub(in crate::backend::keyvault) async fn rotate(
         &self,
         name: &str,
         deadline: Instant,
@@ -51,7 +51,7 @@ impl Client {
     }
 
     /// Enables or disables a version.
-    pub(in super::super) async fn set_enabled(
+    pub(in crate::backend::keyvault) async fn set_enabled(
         &self,
         name: &str,
         version: &VersionId,
@@ -76,7 +76,7 @@ impl Client {
     }
 
     /// Deletes a key, so that it can be recovered.
-    pub(in super::super) async fn delete(
+    pub(in crate::backend::keyvault) async fn delete(
         &self,
         name: &str,
         deadline: Instant,
@@ -92,7 +92,7 @@ impl Client {
     }
 
     /// Brings a deleted key back.
-    pub(in super::super) async fn recover(
+    pub(in crate::backend::keyvault) async fn recover(
         &self,
         name: &str,
         deadline: Instant,

@@ -31,6 +31,8 @@ pub mod auth;
 pub mod envelope;
 #[cfg(feature = "server")]
 pub mod kek;
+#[cfg(feature = "client")]
+pub mod sealed;
 
 // rank 2: recorders
 #[cfg(feature = "server")]

@@ -2,16 +2,18 @@
 //! process around it from giving them away.
 //!
 //! [`Secret`] refuses to be cloned, serialized, printed or compared with `==`, and wipes
-//! itself when dropped. The server also has memory that the kernel protects (`slab.rs`),
-//! wipes what work left on its threads (`scrub.rs`), and turns core dumps off
+//! itself when dropped. It may stand in memory that the kernel protects (`locker.rs`, and
+//! `slab.rs` for the sidecar's cache). The server also wipes what work left on its threads (`scrub.rs`), and turns core dumps off
 //! (`process.rs`). Nothing here knows what the bytes mean.
 //!
 //! Invariant: the whole allocation is wiped, not only the bytes in use, because a
 //! `Vec` that was truncated still holds the rest.
 
+#[cfg(feature = "client")]
+mod locker;
 #[cfg(feature = "server")]
 mod process;
-#[cfg(feature = "server")]
+#[cfg(feature = "client")]
 mod region;
 #[cfg(feature = "server")]
 mod scrub;
@@ -23,22 +25,33 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
+#[cfg(feature = "client")]
+pub use locker::Locker;
 #[cfg(feature = "server")]
 pub use process::harden;
-#[cfg(feature = "server")]
+#[cfg(feature = "client")]
 pub use region::{Protection, SlabError};
 #[cfg(feature = "server")]
 pub use scrub::scrub;
 #[cfg(feature = "server")]
-pub use slab::{SLOT_BYTES, Shelf, shelves};
+pub use slab::{Shelf, shelves};
+
+/// Bytes of one slot of locked memory: the longest DEK.
+pub const SLOT_BYTES: usize = 64;
 
 /// Bytes that are wiped when dropped.
-pub struct Secret(Zeroizing<Vec<u8>>);
+pub struct Secret(Kept);
+
+enum Kept {
+    Heap(Zeroizing<Vec<u8>>),
+    #[cfg(feature = "client")]
+    Locked(locker::Slot),
+}
 
 impl Secret {
     /// Takes `bytes` over without copying them.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self(Kept::Heap(Zeroizing::new(bytes)))
     }
 
     /// `len` zero bytes, to be filled through [`Secret::expose_mut`].
@@ -51,43 +64,70 @@ impl Secret {
         Self::new(bytes.to_vec())
     }
 
+    #[cfg(feature = "client")]
+    fn locked(slot: locker::Slot) -> Self {
+        Self(Kept::Locked(slot))
+    }
+
     /// The bytes. Named so that every reader of a secret can be found.
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Kept::Heap(bytes) => bytes,
+            #[cfg(feature = "client")]
+            Kept::Locked(slot) => slot.bytes(),
+        }
     }
 
     /// The bytes, to write them in place.
     pub fn expose_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        match &mut self.0 {
+            Kept::Heap(bytes) => bytes,
+            #[cfg(feature = "client")]
+            Kept::Locked(slot) => slot.bytes_mut(),
+        }
     }
 
     /// Shortens to `len` bytes and wipes what is cut off.
     pub fn truncate(&mut self, len: usize) {
-        if let Some(tail) = self.0.get_mut(len..) {
-            tail.zeroize();
+        match &mut self.0 {
+            Kept::Heap(bytes) => {
+                if let Some(tail) = bytes.get_mut(len..) {
+                    tail.zeroize();
+                }
+                bytes.truncate(len);
+            }
+            #[cfg(feature = "client")]
+            Kept::Locked(slot) => slot.truncate(len),
         }
-        self.0.truncate(len);
     }
 
     /// Gives the bytes to a buffer that wipes itself by other means, such as a
-    /// wire message. The allocation moves; nothing is copied.
+    /// wire message. The allocation moves and nothing is copied, but out of a locker.
     pub fn into_wiped_elsewhere(mut self) -> Vec<u8> {
-        std::mem::take(&mut *self.0)
+        match &mut self.0 {
+            Kept::Heap(bytes) => std::mem::take(&mut **bytes),
+            #[cfg(feature = "client")]
+            Kept::Locked(slot) => slot.bytes().to_vec(),
+        }
     }
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.0.len()
+        match &self.0 {
+            Kept::Heap(bytes) => bytes.len(),
+            #[cfg(feature = "client")]
+            Kept::Locked(slot) => slot.len(),
+        }
     }
 
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 
     /// Compares in a time that depends on the lengths only.
     pub fn ct_eq(&self, other: &[u8]) -> bool {
-        self.0.as_slice().ct_eq(other).into()
+        self.expose().ct_eq(other).into()
     }
 }
 
@@ -113,7 +153,7 @@ mod tests {
         secret.truncate(16);
         assert_eq!(secret.expose(), &[7; 16]);
         // The allocation is unchanged, so growing it back shows what it held.
-        assert!(secret.0.capacity() >= 64);
+        assert!(matches!(&secret.0, Kept::Heap(bytes) if bytes.capacity() >= 64));
         secret.truncate(64);
         assert_eq!(secret.len(), 16);
     }

@@ -89,8 +89,8 @@ impl SlabError {
     /// What could not be done.
     pub fn what(&self) -> &'static str {
         match self {
-            Self::NotLocked { .. } => "cannot lock the memory for cached DEKs",
-            Self::TooLarge | Self::Refused { .. } => "cannot get memory for cached DEKs",
+            Self::NotLocked { .. } => "cannot lock memory for secrets",
+            Self::TooLarge | Self::Refused { .. } => "cannot get memory for secrets",
         }
     }
 
@@ -109,16 +109,14 @@ impl SlabError {
         }
     }
 
-    /// How to mend it, if known.
+    /// How to mend it, if known. Whoever asked for the memory knows how to ask for less.
     pub fn fix(&self) -> Option<String> {
         match self {
-            Self::TooLarge => Some("lower the capacity in [cache]".into()),
+            Self::TooLarge | Self::Refused { .. } => None,
             Self::NotLocked { needed_kib, .. } => Some(format!(
                 "raise the limit to at least {needed_kib} KiB (LimitMEMLOCK={needed_kib}K in a \
-                 systemd unit, `ulimit -l {needed_kib}` in a shell), or lower the capacity in \
-                 [cache]; `allow_unlocked = true` there accepts that DEKs may reach swap"
+                 systemd unit, `ulimit -l {needed_kib}` in a shell)"
             )),
-            Self::Refused { .. } => None,
         }
     }
 }
@@ -301,12 +299,17 @@ impl Part {
             slice::from_raw_parts_mut(start, range.end - range.start)
         }
     }
+
+    /// Wipes what was ever written.
+    pub(super) fn wipe(&mut self) {
+        // Not all of it: that would have the kernel make pages only to hold zeros.
+        self.bytes_mut(0..self.written).zeroize();
+    }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Not all of it: that would have the kernel make pages only to hold zeros.
-        self.bytes_mut(0..self.written).zeroize();
+        self.wipe();
     }
 }
 

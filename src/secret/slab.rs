@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use zeroize::Zeroize;
 
-use super::region::{self, Part, Protection, SlabError};
-
-/// Bytes of one slot: the longest DEK.
-pub const SLOT_BYTES: usize = 64;
+use super::{
+    SLOT_BYTES,
+    region::{self, Part, Protection, SlabError},
+};
 
 /// A run of slots that one owner alone reads and writes.
 pub struct Shelf(Part);

@@ -154,7 +154,8 @@ fn memory(config: &Config, report: &mut Report) {
             "raise LimitMEMLOCK in the systemd unit (ulimit -l), and unset cache.allow_unlocked",
         ),
         Err(error) => {
-            let fix = error.fix().unwrap_or_else(|| "lower cache.capacity".to_owned());
+            let less = "lower cache.capacity";
+            let fix = error.fix().map_or(less.to_owned(), |fix| format!("{fix}, or {less}"));
             report.fail(
                 Group::Memory,
                 subject,

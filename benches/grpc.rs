@@ -50,7 +50,14 @@ impl KeyWrap for Echo {
         &self,
         _: Request<wire::UnwrapRequest>,
     ) -> Result<Response<wire::UnwrapResponse>, Status> {
-        Ok(Response::new(wire::UnwrapResponse { dek: vec![7; 32], cache: 1 }))
+        Ok(Response::new(wire::UnwrapResponse { dek: vec![7; 32], cache: 1, sealed: None }))
+    }
+
+    async fn open_session(
+        &self,
+        _: Request<wire::OpenSessionRequest>,
+    ) -> Result<Response<wire::OpenSessionResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 
     async fn wrap(
@@ -180,11 +187,12 @@ async fn stream(
 ) -> Duration {
     const OUTSTANDING: u64 = 64;
     let item = {
-        let wire::UnwrapRequest { wrapped, context } = request.clone();
+        let wire::UnwrapRequest { wrapped, context, session } = request.clone();
         move |id| wire::UnwrapStreamRequest {
             id,
             wrapped: wrapped.clone(),
             context: context.clone(),
+            session: session.clone(),
         }
     };
     let (send, items) = mpsc::unbounded_channel();
@@ -232,7 +240,8 @@ fn bench(criterion: &mut Criterion) {
         let sidecar = Sidecar::start().await;
         let client = sidecar.client();
         let wrapped = client.wrap("orders", &dek(), b"").await.expect("a wrapped DEK");
-        let request = wire::UnwrapRequest { wrapped: Some(wrapped), context: vec![] };
+        let request =
+            wire::UnwrapRequest { wrapped: Some(wrapped), context: vec![], session: vec![] };
         let raw = sidecar.raw();
         (sidecar, raw, echo(&dir), request)
     });

@@ -114,7 +114,8 @@ fn main() {
     let mut times = [Vec::new(), Vec::new()];
     let work = async {
         let wrapped = sidecar.client().wrap("orders", &dek(), b"").await.expect("a wrapped DEK");
-        let request = wire::UnwrapRequest { wrapped: Some(wrapped), context: vec![] };
+        let request =
+            wire::UnwrapRequest { wrapped: Some(wrapped), context: vec![], session: vec![] };
         let mut calls = sidecar.raw();
         for turn_number in 0..2 * TURNS {
             HYGIENE.store(turn_number % 2 == 0, Ordering::Relaxed);

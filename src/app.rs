@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::{
     alloc,
+    api::Sessions,
     backend::{Backend, Bare, Metered, Register, keyvault::KeyVaultBackend, pkcs11::Pkcs11Backend},
     cache::Cache,
     clock,
@@ -27,7 +28,7 @@ use crate::{
     error::{Error, Reason},
     kept::{Ledger, Modes, Revocations},
     observe::{self, Metrics},
-    secret::{self, Protection, SlabError},
+    secret::{self, Locker, Protection, SlabError},
     server::{self, Served, SetupError},
 };
 
@@ -123,6 +124,8 @@ async fn run(config: Config) -> Result<(), StartError> {
     let engine = Arc::new(engine);
     engine.revoke_as_recorded().map_err(|error| no_state(&error))?;
     engine.be_watched();
+    let sessions = build_sessions(&config.server, config.cache.allow_unlocked, &engine)?;
+    sessions.be_watched(&metrics);
     let policy = Arc::new(ArcSwap::from_pointee(config.policy));
     let (ready, is_ready) = watch::channel(false);
     let (give_up, gave_up) = oneshot::channel();
@@ -150,7 +153,7 @@ async fn run(config: Config) -> Result<(), StartError> {
         }
         notify_supervisor(NotifyState::Stopping);
     };
-    let served = Served { engine: Arc::clone(&engine), policy, metrics, ready: is_ready };
+    let served = Served { engine: Arc::clone(&engine), sessions, policy, metrics, ready: is_ready };
     let ended = server::serve(&config.server, served, stop, |listening| {
         let server::Listening { socket, tcp, admin } = listening;
         info!(?socket, ?tcp, ?admin, "listening");
@@ -259,7 +262,7 @@ fn check_nofile(limit: Option<u64>, needed: u64) {
 fn build_cache(config: &CacheConfig) -> Result<Cache, StartError> {
     let CacheConfig { settings, allow_unlocked, .. } = *config;
     let (count, slots) = Cache::layout(settings.capacity);
-    let (shelves, protection) = secret::shelves(count, slots, allow_unlocked)?;
+    let (shelves, protection) = secret::shelves(count, slots, allow_unlocked).map_err(no_memory)?;
     let memory = protection.as_str();
     match protection {
         Protection::Unlocked => warn!(memory, "cached DEKs may be written to swap"),
@@ -267,6 +270,27 @@ fn build_cache(config: &CacheConfig) -> Result<Cache, StartError> {
     }
     Cache::new(settings, shelves, clock::now())
         .map_err(|error| StartError::of("cannot make the DEK cache".to_owned(), &error))
+}
+
+/// Takes the memory for the keys of sessions.
+fn build_sessions(
+    settings: &server::Settings,
+    allow_unlocked: bool,
+    engine: &Engine,
+) -> Result<Arc<Sessions>, StartError> {
+    let keys = Locker::new(settings.sessions, allow_unlocked).map_err(|error| {
+        let less = "lower limits.sessions";
+        let fix = error.fix().map_or_else(|| less.to_owned(), |fix| format!("{fix}, or {less}"));
+        StartError { what: error.what().to_owned(), cause: error.cause(), fix: Some(fix) }
+    })?;
+    Ok(Sessions::new(keys, settings.session_age, Arc::clone(engine.sessions())))
+}
+
+fn no_memory(error: SlabError) -> StartError {
+    let less = "lower the capacity in [cache]; `allow_unlocked = true` there accepts that DEKs \
+                may reach swap";
+    let fix = error.fix().map_or_else(|| less.to_owned(), |fix| format!("{fix}, or {less}"));
+    StartError { what: error.what().to_owned(), cause: error.cause(), fix: Some(fix) }
 }
 
 /// Blocks for as long as the devices take.
@@ -348,12 +372,6 @@ impl StartError {
             None => error.to_string(),
         };
         Self { what, cause, fix: error.fix().map(str::to_owned) }
-    }
-}
-
-impl From<SlabError> for StartError {
-    fn from(error: SlabError) -> Self {
-        Self { what: error.what().to_owned(), cause: error.cause(), fix: error.fix() }
     }
 }
 

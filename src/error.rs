@@ -56,6 +56,8 @@ pub enum Reason {
     ShuttingDown,
     /// The sidecar closes the connection, and the stream with it.
     ConnectionEnding,
+    /// The caller has no such session of sealed delivery, or not any more.
+    SessionNotFound,
     /// A defect of the sidecar.
     Internal,
 }
@@ -82,7 +84,7 @@ pub enum Retry {
 
 impl Reason {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::RequestInvalid,
         Self::DekLengthInvalid,
         Self::ContextTooLong,
@@ -104,6 +106,7 @@ impl Reason {
         Self::DeadlineExceeded,
         Self::ShuttingDown,
         Self::ConnectionEnding,
+        Self::SessionNotFound,
         Self::Internal,
     ];
 
@@ -131,6 +134,7 @@ impl Reason {
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::ConnectionEnding => "CONNECTION_ENDING",
+            Self::SessionNotFound => "SESSION_NOT_FOUND",
             Self::Internal => "INTERNAL",
         }
     }
@@ -148,6 +152,7 @@ impl Reason {
             | Self::KekVersionNotFound
             | Self::PermissionDenied
             | Self::ContextRequired
+            | Self::SessionNotFound
             | Self::DeadlineExceeded => Origin::Caller,
             Self::Overloaded | Self::ShuttingDown | Self::ConnectionEnding | Self::Internal => {
                 Origin::Sidecar

@@ -98,12 +98,13 @@ impl Drop for UnwrapStreamResponse {
 
 impl fmt::Debug for WrapRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kek, dek, context } = self;
+        let Self { kek, dek, context, sealed } = self;
         write!(
             f,
-            "WrapRequest({kek:?}, dek of {} bytes, context of {} bytes)",
+            "WrapRequest({kek:?}, dek of {} bytes, context of {} bytes, sealed: {})",
             dek.len(),
-            context.len()
+            context.len(),
+            sealed.is_some()
         )
     }
 }
@@ -130,6 +131,7 @@ impl fmt::Debug for unwrap_stream_response::Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dek(dek) => write!(f, "dek of {} bytes", dek.len()),
+            Self::Sealed(sealed) => fmt::Debug::fmt(sealed, f),
             Self::Error(error) => fmt::Debug::fmt(error, f),
         }
     }
@@ -152,9 +154,12 @@ mod tests {
     fn no_message_prints_a_dek() {
         let dek = b"0123456789abcdef".to_vec();
         let printed = [
-            format!("{:?}", WrapRequest { kek: String::new(), dek: dek.clone(), context: vec![] }),
-            format!("{:?}", UnwrapResponse { dek: dek.clone(), ..Default::default() }),
-            format!("{:?}", GenerateDekResponse { dek: dek.clone(), wrapped: None }),
+            format!(
+                "{:?}",
+                WrapRequest { kek: "a".into(), dek: dek.clone(), context: vec![], sealed: None }
+            ),
+            format!("{:?}", UnwrapResponse { dek: dek.clone(), cache: 1, sealed: None }),
+            format!("{:?}", GenerateDekResponse { dek: dek.clone(), wrapped: None, sealed: None }),
             format!(
                 "{:?}",
                 UnwrapStreamResponse {

@@ -41,7 +41,7 @@ impl Api {
     fn permits(&self, call: &Call, name: &str) -> Result<Vec<Permit>, Error> {
         match name {
             "" => self.all_permits(call),
-            name => Ok(vec![self.admit(call, name, |_| Ok(()))?.0]),
+            name => Ok(vec![self.admit(call, name, &[], |_, _| Ok(()))?.permit]),
         }
     }
 
@@ -72,10 +72,14 @@ impl wire::admin_server::Admin for Api {
         let PurgeCacheRequest { kek } = request.into_inner();
         let permits = self.permits(&call, &kek)?;
         let (engine, own) = (Arc::clone(&self.engine), call.peer.carrier().clone());
-        let Purged { deks, connections, left_open } =
+        let Purged { deks, connections, left_open, sessions } =
             to_its_end(async move { engine.purge(permits, &own).await }).await?;
-        let (deks, connections, left_open) = (deks as u64, connections as u64, left_open as u64);
-        Ok(Response::new(PurgeCacheResponse { deks, connections, left_open }))
+        Ok(Response::new(PurgeCacheResponse {
+            deks: deks as u64,
+            connections: connections as u64,
+            left_open: left_open as u64,
+            sessions: sessions as u64,
+        }))
     }
 
     async fn revoke_kek(
@@ -84,7 +88,7 @@ impl wire::admin_server::Admin for Api {
     ) -> Result<Response<RevokeKekResponse>, Status> {
         let call = Call::unary(self, Op::Revoke, &request)?;
         let RevokeKekRequest { kek } = request.into_inner();
-        let (permit, ()) = self.admit(&call, &kek, |_| Ok(()))?;
+        let permit = self.admit(&call, &kek, &[], |_, _| Ok(()))?.permit;
         let (engine, own) = (Arc::clone(&self.engine), call.peer.carrier().clone());
         let Revoked { purged, kept } =
             to_its_end(async move { engine.revoke(permit, &own).await }).await?;
@@ -93,6 +97,7 @@ impl wire::admin_server::Admin for Api {
             connections: purged.connections as u64,
             left_open: purged.left_open as u64,
             kept,
+            sessions: purged.sessions as u64,
         }))
     }
 
@@ -102,7 +107,7 @@ impl wire::admin_server::Admin for Api {
     ) -> Result<Response<RestoreKekResponse>, Status> {
         let call = Call::unary(self, Op::Restore, &request)?;
         let RestoreKekRequest { kek } = request.into_inner();
-        let (permit, ()) = self.admit(&call, &kek, |_| Ok(()))?;
+        let permit = self.admit(&call, &kek, &[], |_, _| Ok(()))?.permit;
         let engine = Arc::clone(&self.engine);
         to_its_end(async move { engine.restore(permit).await }).await?;
         Ok(Response::new(RestoreKekResponse {}))

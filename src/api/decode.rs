@@ -25,6 +25,11 @@ pub(super) fn dek(bytes: &mut Vec<u8>) -> Result<Dek, Error> {
     Dek::parse(Secret::new(mem::take(bytes)))
 }
 
+/// What a request is told that has its DEK both ways.
+pub(super) fn two_deks() -> Error {
+    Error::new(Reason::RequestInvalid, "there is a plain DEK beside the sealed one")
+}
+
 /// The length of a DEK to make.
 pub(super) fn dek_len(len: u32) -> Result<usize, Error> {
     let len = usize::try_from(len).unwrap_or(usize::MAX);

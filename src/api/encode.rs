@@ -1,6 +1,6 @@
 //! What the engine answers into wire messages.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::{
     engine::{KekDescription, News, Source, Stand, VersionDescription},
@@ -212,6 +212,11 @@ fn state(state: State) -> wire::KekState {
         State::Unproven => wire::KekState::Unproven,
         State::Unusable => wire::KekState::Unusable,
     }
+}
+
+/// At most some hundred years, which no duration of ours reaches.
+pub(super) fn duration(duration: Duration) -> prost_types::Duration {
+    duration.try_into().unwrap_or_default()
 }
 
 fn timestamp(time: SystemTime) -> prost_types::Timestamp {

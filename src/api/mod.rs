@@ -14,6 +14,7 @@ mod decode;
 mod encode;
 mod finish;
 mod peer;
+mod sessions;
 mod status;
 mod streams;
 mod watch;
@@ -25,9 +26,13 @@ use futures_util::stream::BoxStream;
 use prost::Message as _;
 use tokio::sync::{Semaphore, watch::Receiver};
 use tonic::{Request, Response, Status, Streaming, async_trait};
+use tracing::debug;
 
 pub use finish::{finish, unknown_method};
 pub use peer::{Peer, peer};
+pub use sessions::Sessions;
+
+use sessions::Delivery;
 
 use crate::{
     auth::{Permit, Policy},
@@ -38,6 +43,7 @@ use crate::{
     kek::KekName,
     observe::{Metrics, Record},
     op::{MESSAGE_MAX_BYTES, Op, WATCHERS_MAX},
+    sealed::About,
     wire::{self, admin_server::AdminServer, key_wrap_server::KeyWrapServer},
 };
 
@@ -57,12 +63,13 @@ pub struct Services {
 /// end.
 pub fn services(
     engine: Arc<Engine>,
+    sessions: Arc<Sessions>,
     policy: Arc<ArcSwap<Policy>>,
     metrics: Arc<Metrics>,
     draining: Receiver<bool>,
 ) -> Services {
     let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-    let api = Api { engine, policy, metrics, draining, watchers };
+    let api = Api { engine, sessions, policy, metrics, draining, watchers };
     Services {
         key_wrap: KeyWrapServer::new(api.clone())
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
@@ -77,6 +84,7 @@ pub fn services(
 #[derive(Clone, Debug)]
 pub struct Api {
     engine: Arc<Engine>,
+    sessions: Arc<Sessions>,
     /// Swapped whole when the configuration is reloaded; read once for each request
     /// and each item of a stream.
     policy: Arc<ArcSwap<Policy>>,
@@ -125,23 +133,45 @@ fn on_record<T>(
     result
 }
 
+/// A request that may go on.
+struct Admitted<T> {
+    permit: Permit,
+    delivery: Delivery,
+    /// What was decoded.
+    rest: T,
+}
+
+/// An answer to an unwrap.
+struct Given {
+    dek: Vec<u8>,
+    sealed: Option<wire::SealedDek>,
+    cache: wire::CacheOutcome,
+}
+
 impl Api {
-    /// Authorises `call` for the KEK called `kek`, then decodes the rest of its request.
+    /// Authorises `call` for the KEK called `kek`, then finds the session of its DEKs, if it
+    /// has a name, and decodes the rest of its request.
     fn admit<T>(
         &self,
         call: &Call,
         kek: &str,
-        decode: impl FnOnce(&KekName) -> Result<T, Error>,
-    ) -> Result<(Permit, T), Error> {
+        session: &[u8],
+        decode: impl FnOnce(&KekName, &Delivery) -> Result<T, Error>,
+    ) -> Result<Admitted<T>, Error> {
         let name = KekName::parse(kek);
         let admitted = name.as_ref().ok_or_else(decode::not_a_kek_name).and_then(|name| {
             let permit = self.policy.load().permit(call.peer.who(), call.op, name)?;
+            let delivery = match session {
+                [] => Delivery::Plain,
+                id => Delivery::Sealed(self.sessions.find(&call.peer, id)?),
+            };
             // Before anything of the KEK is looked at, so that no DEK goes unnoticed. Only
             // names that exist: patterns of the policy match any number of others.
             if call.op.carries_dek() && self.engine.has(name) {
-                call.peer.carries(name);
+                delivery.carries(&call.peer, name);
             }
-            Ok((permit, decode(name)?))
+            let rest = decode(name, &delivery)?;
+            Ok(Admitted { permit, delivery, rest })
         });
         // Only what is a name may be logged: anything else is a stranger's text.
         let kek = name.as_ref().map_or("-", KekName::as_str);
@@ -153,13 +183,19 @@ impl Api {
         call: &Call,
         wrapped: Option<wire::WrappedDek>,
         context: &[u8],
-    ) -> Result<Unwrapped, Error> {
+        session: &[u8],
+    ) -> Result<Given, Error> {
         let mut wrapped = wrapped.unwrap_or_default();
-        let (permit, (wrapped, context)) =
-            self.admit(call, &mem::take(&mut wrapped.kek), |kek| {
+        let kek = mem::take(&mut wrapped.kek);
+        let Admitted { permit, delivery, rest: (wrapped, bound) } =
+            self.admit(call, &kek, session, |kek, _| {
                 Ok((decode::wrapped(kek, wrapped)?, Context::parse(context)?))
             })?;
-        self.engine.unwrap(permit, &wrapped, &context, call.class, call.deadline).await
+        let Unwrapped { dek, source } =
+            self.engine.unwrap(permit, &wrapped, &bound, call.class, call.deadline).await?;
+        let about = About { subject: &wrapped.ciphertext, context };
+        let (dek, sealed) = delivery.give(dek, about)?;
+        Ok(Given { dek, sealed, cache: encode::cache_outcome(source) })
     }
 
     async fn rewrap_one(
@@ -169,8 +205,9 @@ impl Api {
         context: &[u8],
     ) -> Result<wire::RewrapResponse, Error> {
         let mut wrapped = wrapped.unwrap_or_default();
-        let (permit, (wrapped, context)) =
-            self.admit(call, &mem::take(&mut wrapped.kek), |kek| {
+        let kek = mem::take(&mut wrapped.kek);
+        let Admitted { permit, rest: (wrapped, context), .. } =
+            self.admit(call, &kek, &[], |kek, _| {
                 Ok((decode::wrapped(kek, wrapped)?, Context::parse(context)?))
             })?;
         let Rewrapped { wrapped, changed } =
@@ -187,12 +224,34 @@ impl wire::key_wrap_server::KeyWrap for Api {
     ) -> Result<Response<wire::WrapResponse>, Status> {
         let call = Call::unary(self, Op::Wrap, &request)?;
         let mut request = request.into_inner();
-        let kek = mem::take(&mut request.kek);
-        let (permit, (dek, context)) = self.admit(&call, &kek, |_| {
-            Ok((decode::dek(&mut request.dek)?, Context::parse(&request.context)?))
-        })?;
+        let (kek, sealed) = (mem::take(&mut request.kek), request.sealed.take());
+        let session = sealed.as_ref().map_or(&[][..], |sealed| &sealed.session);
+        let Admitted { permit, rest: (dek, context), .. } =
+            self.admit(&call, &kek, session, |kek, delivery| {
+                let about = About { subject: kek.as_str().as_bytes(), context: &request.context };
+                let dek = match &sealed {
+                    Some(_) if !request.dek.is_empty() => Err(decode::two_deks()),
+                    Some(sealed) => delivery.take(sealed, about),
+                    None => decode::dek(&mut request.dek),
+                };
+                Ok((dek?, Context::parse(&request.context)?))
+            })?;
         let wrapped = self.engine.wrap(permit, &dek, &context, call.deadline).await?;
         Ok(Response::new(wire::WrapResponse { wrapped: Some(encode::wrapped(wrapped)) }))
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<wire::OpenSessionRequest>,
+    ) -> Result<Response<wire::OpenSessionResponse>, Status> {
+        let peer = peer::peer(request.extensions())?;
+        if !self.policy.load().knows(peer.who()) {
+            debug!(who = %peer.who(), "refused a session to who may do nothing");
+            let what = "the policy does not allow this caller anything";
+            return Err(Error::new(Reason::PermissionDenied, what).into());
+        }
+        let wire::OpenSessionRequest { public_key } = request.into_inner();
+        Ok(Response::new(self.sessions.open(&peer, &public_key)?))
     }
 
     async fn unwrap(
@@ -200,10 +259,10 @@ impl wire::key_wrap_server::KeyWrap for Api {
         request: Request<wire::UnwrapRequest>,
     ) -> Result<Response<wire::UnwrapResponse>, Status> {
         let call = Call::unary(self, Op::Unwrap, &request)?;
-        let wire::UnwrapRequest { wrapped, context } = request.into_inner();
-        let Unwrapped { dek, source } = self.unwrap_one(&call, wrapped, &context).await?;
-        let cache = encode::cache_outcome(source).into();
-        Ok(Response::new(wire::UnwrapResponse { dek: encode::dek(dek), cache }))
+        let wire::UnwrapRequest { wrapped, context, session } = request.into_inner();
+        let given = self.unwrap_one(&call, wrapped, &context, &session).await?;
+        let Given { dek, sealed, cache } = given;
+        Ok(Response::new(wire::UnwrapResponse { dek, cache: cache.into(), sealed }))
     }
 
     type UnwrapStreamStream = BoxStream<'static, Result<wire::UnwrapStreamResponse, Status>>;
@@ -221,14 +280,18 @@ impl wire::key_wrap_server::KeyWrap for Api {
     ) -> Result<Response<wire::GenerateDekResponse>, Status> {
         let call = Call::unary(self, Op::Generate, &request)?;
         let request = request.into_inner();
-        let (permit, (len, context)) = self.admit(&call, &request.kek, |_| {
-            Ok((decode::dek_len(request.length)?, Context::parse(&request.context)?))
-        })?;
+        let Admitted { permit, delivery, rest: (len, context) } =
+            self.admit(&call, &request.kek, &request.session, |_, _| {
+                Ok((decode::dek_len(request.length)?, Context::parse(&request.context)?))
+            })?;
         let (dek, wrapped) = self.engine.generate(permit, len, &context, call.deadline).await?;
-        Ok(Response::new(wire::GenerateDekResponse {
-            dek: if request.without_plaintext { Vec::new() } else { encode::dek(dek) },
-            wrapped: Some(encode::wrapped(wrapped)),
-        }))
+        let about = About { subject: &wrapped.ciphertext, context: &request.context };
+        let (dek, sealed) = match request.without_plaintext {
+            true => (Vec::new(), None),
+            false => delivery.give(dek, about)?,
+        };
+        let wrapped = Some(encode::wrapped(wrapped));
+        Ok(Response::new(wire::GenerateDekResponse { dek, wrapped, sealed }))
     }
 
     async fn rewrap(
@@ -255,7 +318,7 @@ impl wire::key_wrap_server::KeyWrap for Api {
     ) -> Result<Response<wire::GetKekResponse>, Status> {
         let call = Call::unary(self, Op::Describe, &request)?;
         let wire::GetKekRequest { name } = request.into_inner();
-        let (permit, ()) = self.admit(&call, &name, |_| Ok(()))?;
+        let permit = self.admit(&call, &name, &[], |_, _| Ok(()))?.permit;
         let kek = encode::kek(&self.engine.describe(permit)?, encode::PublicKeys::With);
         let response = wire::GetKekResponse { kek: Some(kek) };
         if response.encoded_len() > MESSAGE_MAX_BYTES {

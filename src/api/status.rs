@@ -34,6 +34,7 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::KekExpired
         | Reason::KekNotYetValid
         | Reason::KekRevoked
+        | Reason::SessionNotFound
         | Reason::BackendMisconfigured => Code::FailedPrecondition,
         Reason::KekNotFound | Reason::KekVersionNotFound => Code::NotFound,
         Reason::PermissionDenied | Reason::ContextRequired => Code::PermissionDenied,

@@ -23,11 +23,10 @@ use tokio::{sync::watch, time::sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Api, Call, Peer, connection_ending, deadline, encode, finish, on_record, peer, shutting_down,
+    Api, Call, Given, Peer, connection_ending, deadline, finish, on_record, peer, shutting_down,
 };
 use crate::{
     carriers::Urgency,
-    engine::Unwrapped,
     error::{Error, Reason},
     guard::Class,
     op::{Op, REWRAP_STREAM_WINDOW, UNWRAP_STREAM_WINDOW},
@@ -54,12 +53,15 @@ pub(super) fn unwrap(
     let start = move |item: UnwrapStreamRequest| {
         let (api, call) = (Arc::clone(&api), caller.call());
         let work = async move {
-            let UnwrapStreamRequest { id, wrapped, context } = item;
-            match api.unwrap_one(&call, wrapped, &context).await {
-                Ok(Unwrapped { dek, source }) => UnwrapStreamResponse {
+            let UnwrapStreamRequest { id, wrapped, context, session } = item;
+            match api.unwrap_one(&call, wrapped, &context, &session).await {
+                Ok(Given { dek, sealed, cache }) => UnwrapStreamResponse {
                     id,
-                    outcome: Some(unwrap_stream_response::Outcome::Dek(encode::dek(dek))),
-                    cache: encode::cache_outcome(source).into(),
+                    outcome: Some(match sealed {
+                        Some(sealed) => unwrap_stream_response::Outcome::Sealed(sealed),
+                        None => unwrap_stream_response::Outcome::Dek(dek),
+                    }),
+                    cache: cache.into(),
                 },
                 Err(error) => UnwrapStreamResponse {
                     id,

@@ -168,6 +168,11 @@ impl Policy {
         &self.grants
     }
 
+    /// Whether it allows this caller anything at all.
+    pub fn knows(&self, who: &Identity) -> bool {
+        self.grants.iter().any(|grant| grant.who.iter().any(|pattern| pattern.matches(who)))
+    }
+
     /// Asks whether `who` may do `op` on `kek`.
     pub fn permit(&self, who: &Arc<Identity>, op: Op, kek: &KekName) -> Result<Permit, Error> {
         let mut granted = self.grants.iter().filter(|grant| {

@@ -234,18 +234,24 @@ impl Restore {
     }
 }
 
-fn purged_rows(purged: Purged) -> [Vec<String>; 3] {
-    let Purged { deks, connections, left_open } = purged;
+fn purged_rows(purged: Purged) -> [Vec<String>; 4] {
+    let Purged { deks, connections, left_open, sessions } = purged;
     [
         row(["wiped DEKs", &deks.to_string()]),
         row(["closed connections", &(connections.saturating_sub(left_open)).to_string()]),
+        row(["ended sessions", &sessions.to_string()]),
         row(["still open", &left_open.to_string()]),
     ]
 }
 
 fn purged_json(purged: Purged) -> Map<String, Value> {
-    let Purged { deks, connections, left_open } = purged;
-    let counts = [("deks", deks), ("connections", connections), ("left_open", left_open)];
+    let Purged { deks, connections, left_open, sessions } = purged;
+    let counts = [
+        ("deks", deks),
+        ("connections", connections),
+        ("left_open", left_open),
+        ("sessions", sessions),
+    ];
     counts.into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect()
 }
 

@@ -77,7 +77,8 @@ impl SidecarArgs {
 
     /// The client itself, for whoever has a runtime, inside which this must be called.
     pub(super) fn client(&self) -> Result<Client, Failure> {
-        let client = Client::new(&self.endpoint())?;
+        // Who types a command wants to know at once that nobody is there.
+        let client = Client::new(&self.endpoint())?.failing_fast();
         Ok(match self.timeout {
             Some(timeout) => client.with_deadline(timeout),
             None => client,

@@ -57,6 +57,10 @@ impl Endpoint {
         Self(Target::Tls { uri: uri.into(), files, server_name })
     }
 
+    pub(super) fn is_unix(&self) -> bool {
+        matches!(self.0, Target::Unix(_))
+    }
+
     /// What connects to it. `Err` if its URI or its files cannot be used.
     pub(super) fn connector(&self) -> Result<Connector, Error> {
         match &self.0 {

@@ -5,15 +5,12 @@ use std::{error::Error as StdError, fmt, time::Duration};
 use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
-use super::transport::Failure;
+use super::{retry::Trouble, transport::Failure};
 use crate::{
     error::Reason,
     op::MESSAGE_MAX_BYTES,
     wire::{ERROR_DOMAIN, ItemError},
 };
-
-/// The pause before a call is sent again whose connection ended.
-const RECONNECT_AFTER: Duration = Duration::from_millis(5);
 
 /// Why a call, or one item of a stream, failed. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +20,19 @@ pub struct Error {
     message: String,
     fix: Option<String>,
     retry_after: Option<Duration>,
+    /// What became of the connection, if that is why.
+    lost: Option<Lost>,
+}
+
+/// What became of a call that has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// It was not sent: there is no connection.
+    Unsent,
+    /// It was sent, and not worked on.
+    Unread,
+    /// That is not known.
+    Broken,
 }
 
 impl Error {
@@ -33,6 +43,8 @@ impl Error {
     pub const ANSWER_INVALID: &'static str = "ANSWER_INVALID";
     /// The endpoint, or one of its files, cannot be used.
     pub const ENDPOINT_INVALID: &'static str = "ENDPOINT_INVALID";
+    /// There is no more room in the locked memory that DEKs are to be kept in.
+    pub const LOCKER_FULL: &'static str = "LOCKER_FULL";
 
     /// What went wrong, for programs: a reason of the protocol such as `KEK_NOT_FOUND`,
     /// or one of the constants here.
@@ -67,7 +79,53 @@ impl Error {
             message: message.into(),
             fix: None,
             retry_after: None,
+            lost: None,
         }
+    }
+
+    fn with_fix(self, fix: &str) -> Self {
+        Self { fix: Some(fix.to_owned()), ..self }
+    }
+
+    /// What it means for sending the call again.
+    pub(super) fn trouble(&self) -> Trouble {
+        match self.lost {
+            Some(Lost::Unsent) => Trouble::NotSent,
+            Some(Lost::Unread) => Trouble::NotTaken(None),
+            Some(Lost::Broken) => Trouble::Broken,
+            None if self.is_session_not_found() => Trouble::Session,
+            None if self.reason == Reason::ShuttingDown.as_str() => {
+                Trouble::NotTaken(self.retry_after)
+            }
+            None => Trouble::Said(self.retry_after),
+        }
+    }
+
+    pub(super) fn is_session_not_found(&self) -> bool {
+        self.reason == Reason::SessionNotFound.as_str()
+    }
+
+    /// Whether it says that a connection ended, and no more than that.
+    pub(super) fn is_of_the_connection(&self) -> bool {
+        self.lost.is_some() || self.reason == Reason::ConnectionEnding.as_str()
+    }
+
+    /// A session that has sealed all that it may: another is to be used.
+    pub(super) fn session_spent() -> Self {
+        let reason = Reason::SessionNotFound.as_str();
+        Self::new(reason, Code::FailedPrecondition, "the session has sealed all that it may")
+    }
+
+    /// DEKs cannot be sealed here.
+    pub(super) fn sealing(failure: &dyn fmt::Display) -> Self {
+        let message = format!("DEKs cannot be sealed: {failure}");
+        Self::new(Reason::Internal.as_str(), Code::Internal, message)
+    }
+
+    pub(super) fn locker_full() -> Self {
+        let message = "there is no more room in the locked memory for DEKs";
+        Self::new(Self::LOCKER_FULL, Code::ResourceExhausted, message)
+            .with_fix("give the client a locker of more slots, or drop DEKs that are not used")
     }
 
     /// What the sidecar would say of a request that is too long.
@@ -93,8 +151,7 @@ impl Error {
     }
 
     pub(super) fn endpoint_invalid(message: impl Into<String>, fix: &str) -> Self {
-        let error = Self::new(Self::ENDPOINT_INVALID, Code::InvalidArgument, message);
-        Self { fix: Some(fix.to_owned()), ..error }
+        Self::new(Self::ENDPOINT_INVALID, Code::InvalidArgument, message).with_fix(fix)
     }
 
     /// What a status says. `target` is where it was sent to.
@@ -109,6 +166,7 @@ impl Error {
             message: status.message().to_owned(),
             fix: info.metadata.get("fix").cloned(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            lost: None,
         }
     }
 
@@ -130,10 +188,7 @@ impl Error {
                 let message = format!("cannot reach the sidecar at {target}: {cause}");
                 let error = Self::new(Self::SIDECAR_UNREACHABLE, Code::Unavailable, message);
                 let fix = "see whether it runs, and whether we may connect to it";
-                // A connection that ended: the sidecar closes each after some minutes, and
-                // a call may just miss it. The next one is on another.
-                let retry_after = (broken && !could_not_connect(status)).then_some(RECONNECT_AFTER);
-                Self { fix: Some(fix.to_owned()), retry_after, ..error }
+                Self { lost: lost(status), ..error.with_fix(fix) }
             }
             code => Self::new(Self::ANSWER_INVALID, code, status.message()),
         }
@@ -142,20 +197,25 @@ impl Error {
     pub(super) fn from_item(error: ItemError) -> Self {
         let ItemError { code, reason, message, retry_after } = error;
         let retry_after = retry_after.and_then(|after| after.try_into().ok());
-        Self { reason, code: Code::from(code), message, fix: None, retry_after }
+        Self { reason, code: Code::from(code), message, fix: None, retry_after, lost: None }
     }
 }
 
-/// Whether there was no connection at all, rather than one that ended.
-fn could_not_connect(status: &Status) -> bool {
+/// What became of the call, if the connection is why there is no answer.
+fn lost(status: &Status) -> Option<Lost> {
     let mut cause: Option<&(dyn StdError + 'static)> = status.source();
+    let mut lost = None;
     while let Some(error) = cause {
-        if matches!(error.downcast_ref(), Some(Failure::Connect(_))) {
-            return true;
-        }
+        // A connection that ended: the sidecar closes each after some minutes, and a call may
+        // just miss it. The next one is on another.
+        lost = Some(match error.downcast_ref() {
+            Some(Failure::Connect(_)) => return Some(Lost::Unsent),
+            Some(Failure::Unread(_)) => return Some(Lost::Unread),
+            Some(Failure::Broken(_)) | None => Lost::Broken,
+        });
         cause = error.source();
     }
-    false
+    lost
 }
 
 /// The innermost error of a chain, which says what really happened.

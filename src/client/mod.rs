@@ -2,13 +2,15 @@
 //! unwrapped by the sidecar beside it.
 //!
 //! It builds alone (`default-features = false, features = ["client"]`): no server, no
-//! PKCS#11. It knows no KEK but by name, keeps no DEK and no state but a connection,
-//! which it opens when needed and opens again when it breaks.
+//! PKCS#11. It knows no KEK but by name, keeps no DEK and no state but connections and
+//! sessions, which it opens when needed and opens again when they end.
 //!
 //! Invariants: every call has a deadline, which the sidecar is told; a DEK is a
-//! [`Secret`] and nothing else; a call is sent again only where the sidecar says that
-//! this can help, or its connection ended, and the table of operations that it does no
-//! harm, at most [`ATTEMPTS_MAX`] times, and within its deadline.
+//! [`Secret`] and nothing else, and goes over the connection sealed unless the caller says
+//! otherwise; a call is sent again only within its deadline, and only if it was not worked on
+//! (there was no connection, or the sidecar was about to stop), or if the table of operations
+//! says that it does no harm and either its connection ended or the sidecar says that it can
+//! help, then at most [`ATTEMPTS_MAX`] times.
 //!
 //! ```no_run
 //! use keyward::client::{Client, Endpoint};
@@ -30,17 +32,21 @@
 //! # }
 //! ```
 
+mod call;
+mod choice;
 mod endpoint;
 mod error;
+mod fleet;
 mod retry;
+mod session;
+mod sidecar;
 mod streams;
 mod transport;
 mod watch;
 
-use std::{fmt, future::Future, mem, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Request, Response, Status};
+use tokio::time::Instant;
 
 pub use endpoint::{Endpoint, TlsFiles};
 pub use error::Error;
@@ -49,18 +55,18 @@ pub use streams::{Answer, Answers, Item};
 pub use tonic::Code;
 pub use watch::Events;
 
-use transport::Transport;
+use call::{Attempt, taken};
+use fleet::Fleet;
 
-pub use crate::wire::{
-    Algorithm, Assurance, Kek, KekCondition, KekEvent, KekEventKind, KekState, KekVersion,
-    WrappedDek,
+pub use crate::{
+    secret::{Locker, Protection, Secret, SlabError},
+    wire::{
+        Algorithm, Assurance, Kek, KekCondition, KekEvent, KekEventKind, KekState, KekVersion,
+        WrappedDek,
+    },
 };
 
-use crate::{
-    op::{DEK_MAX_BYTES, DEK_MIN_BYTES, MESSAGE_MAX_BYTES, Op},
-    secret::Secret,
-    wire::{self, admin_client::AdminClient, key_wrap_client::KeyWrapClient},
-};
+use crate::{op::Op, sealed::About, wire};
 
 /// Messages that one list of KEKs may take. Each holds a hundred KEKs and more.
 const LIST_PAGES_MAX: usize = 1000;
@@ -68,17 +74,29 @@ const LIST_PAGES_MAX: usize = 1000;
 /// to every one.
 const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A client of one sidecar. Cheap to clone; clones share one connection.
+/// A client of one sidecar, or of several that serve the same KEKs. Cheap to clone; clones
+/// share connections and sessions.
 #[derive(Clone)]
 pub struct Client {
-    inner: KeyWrapClient<Transport>,
-    /// Over a connection of its own, opened when it is first needed: a purge closes those
-    /// that carried DEKs, and would wait for itself on one.
-    admin: AdminClient<Transport>,
+    fleet: Arc<Fleet>,
+    delivery: Delivery,
+    /// Where DEKs are put; on the heap if there is none.
+    locker: Option<Locker>,
     /// Instead of the deadline that the table of operations has.
     deadline: Option<Duration>,
-    /// For messages.
-    target: Arc<str>,
+    /// Whether a sidecar that is not there is waited for.
+    patient: bool,
+}
+
+/// How DEKs go over the connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Sealed under keys that this process and the sidecar alone have, so that no buffer on
+    /// the way holds them.
+    #[default]
+    Sealed,
+    /// As they are, under whatever protects the connection.
+    Plain,
 }
 
 /// What became of a DEK that was to be rewrapped.
@@ -100,6 +118,8 @@ pub struct Purged {
     /// Connections that should have been closed and were not yet. Anything but 0 means that
     /// copies of DEKs may remain in their buffers.
     pub left_open: u64,
+    /// Sessions of sealed delivery that had carried DEKs and were ended; clients open others.
+    pub sessions: u64,
 }
 
 /// What a revocation did.
@@ -122,17 +142,22 @@ pub struct Reloaded {
 }
 
 impl Client {
-    /// A client of the sidecar at `endpoint`. Connects when the first call is made.
-    /// Must be called inside a Tokio runtime. `Err` if the endpoint's TLS files cannot
-    /// be used.
+    /// A client of the sidecar at `endpoint`. Connects when the first call is made, which
+    /// must be inside a Tokio runtime. `Err` if the endpoint's TLS files cannot be used.
     pub fn new(endpoint: &Endpoint) -> Result<Self, Error> {
-        let inner = KeyWrapClient::new(Transport::new(endpoint.connector()?))
-            .max_decoding_message_size(MESSAGE_MAX_BYTES)
-            .max_encoding_message_size(MESSAGE_MAX_BYTES);
-        let admin = AdminClient::new(Transport::new(endpoint.connector()?))
-            .max_decoding_message_size(MESSAGE_MAX_BYTES)
-            .max_encoding_message_size(MESSAGE_MAX_BYTES);
-        Ok(Self { inner, admin, deadline: None, target: endpoint.to_string().into() })
+        Self::of_any(std::slice::from_ref(endpoint))
+    }
+
+    /// A client of whichever of these sidecars is up, 1 to 16: Unix sockets before TCP, and
+    /// otherwise the first before the next. They must serve the same KEKs.
+    pub fn of_any(endpoints: &[Endpoint]) -> Result<Self, Error> {
+        Ok(Self {
+            fleet: Arc::new(Fleet::new(endpoints)?),
+            delivery: Delivery::default(),
+            locker: None,
+            deadline: None,
+            patient: true,
+        })
     }
 
     /// Gives every unary call this long, attempts and pauses together. Without it a
@@ -143,28 +168,65 @@ impl Client {
         self
     }
 
+    /// Has DEKs sealed, or not. They are, unless this says otherwise.
+    #[must_use]
+    pub fn with_delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// Has DEKs, and the keys that they are sealed under, kept in locked memory. A call that
+    /// finds no room there fails with [`Error::LOCKER_FULL`]; two slots are the client's own.
+    #[must_use]
+    pub fn with_locker(mut self, locker: Locker) -> Self {
+        self.locker = Some(locker);
+        self
+    }
+
+    /// Has calls fail at once if no sidecar can be connected to. Otherwise they wait for one,
+    /// until their deadline.
+    #[must_use]
+    pub fn failing_fast(mut self) -> Self {
+        self.patient = false;
+        self
+    }
+
     /// Wraps `dek`, 16 to 64 bytes, under the current version of `kek`. An empty
     /// `context` binds it to none.
     pub async fn wrap(&self, kek: &str, dek: &Secret, context: &[u8]) -> Result<WrappedDek, Error> {
-        let request = || wire::WrapRequest {
-            kek: kek.to_owned(),
-            // The message wipes itself.
-            dek: dek.expose().to_vec(),
-            context: context.to_vec(),
+        let wrap = |attempt: Attempt| async move {
+            let about = About { subject: kek.as_bytes(), context };
+            let sealed = attempt.session.as_ref().map(|session| session.seal(dek, about));
+            let sealed = sealed.transpose()?;
+            let message = wire::WrapRequest {
+                kek: kek.to_owned(),
+                // The message wipes itself.
+                dek: if sealed.is_some() { Vec::new() } else { dek.expose().to_vec() },
+                context: context.to_vec(),
+                sealed,
+            };
+            let request = attempt.request(message)?;
+            let answer = attempt.sidecar.stub().wrap(request).await;
+            answer.map_err(|status| attempt.error(&status))
         };
-        let send =
-            |mut client: KeyWrapClient<_>, request| async move { client.wrap(request).await };
-        self.call(Op::Wrap, request, send).await?.wrapped.ok_or_else(no_wrapped)
+        self.call(Op::Wrap, wrap).await?.into_inner().wrapped.ok_or_else(no_wrapped)
     }
 
     /// Unwraps with the KEK version that `wrapped` names.
     pub async fn unwrap(&self, wrapped: &WrappedDek, context: &[u8]) -> Result<Secret, Error> {
-        let request =
-            || wire::UnwrapRequest { wrapped: Some(wrapped.clone()), context: context.to_vec() };
-        let send =
-            |mut client: KeyWrapClient<_>, request| async move { client.unwrap(request).await };
-        let mut response = self.call(Op::Unwrap, request, send).await?;
-        dek_of(mem::take(&mut response.dek))
+        let about = About { subject: &wrapped.ciphertext, context };
+        let unwrap = |attempt: Attempt| async move {
+            let request = attempt.request(wire::UnwrapRequest {
+                wrapped: Some(wrapped.clone()),
+                context: context.to_vec(),
+                session: attempt.session_id(),
+            })?;
+            let answer = attempt.sidecar.stub().unwrap(request).await;
+            let mut answer = answer.map_err(|status| attempt.error(&status))?.into_inner();
+            let dek = taken(&mut answer.dek);
+            self.received(attempt.session.as_deref(), dek, answer.sealed.as_ref(), about)
+        };
+        self.call(Op::Unwrap, unwrap).await
     }
 
     /// Makes a DEK of `len` bytes, 16 to 64.
@@ -174,12 +236,26 @@ impl Client {
         len: usize,
         context: &[u8],
     ) -> Result<(Secret, WrappedDek), Error> {
-        let mut response = self.generate_dek(kek, len, context, false).await?;
-        let dek = dek_of(mem::take(&mut response.dek))?;
-        if dek.len() != len {
-            return Err(Error::answer_invalid("a DEK of another length"));
+        let generate = |attempt: Attempt| async move {
+            let message = wire::GenerateDekRequest {
+                session: attempt.session_id(),
+                ..generate_request(kek, len, context)
+            };
+            let request = attempt.request(message)?;
+            let answer = attempt.sidecar.stub().generate_dek(request).await;
+            let mut answer = answer.map_err(|status| attempt.error(&status))?.into_inner();
+            let wrapped = answer.wrapped.take().ok_or_else(no_wrapped)?;
+            let about = About { subject: &wrapped.ciphertext, context };
+            let dek = taken(&mut answer.dek);
+            let dek =
+                self.received(attempt.session.as_deref(), dek, answer.sealed.as_ref(), about)?;
+            Ok((dek, wrapped))
+        };
+        let (dek, wrapped) = self.call(Op::Generate, generate).await?;
+        match dek.len() == len {
+            true => Ok((dek, wrapped)),
+            false => Err(Error::answer_invalid("a DEK of another length")),
         }
-        Ok((dek, response.wrapped.take().ok_or_else(no_wrapped)?))
     }
 
     /// Makes a DEK and returns only its wrapped form, to provision it for others.
@@ -189,45 +265,44 @@ impl Client {
         len: usize,
         context: &[u8],
     ) -> Result<WrappedDek, Error> {
-        let mut response = self.generate_dek(kek, len, context, true).await?;
-        response.wrapped.take().ok_or_else(no_wrapped)
-    }
-
-    async fn generate_dek(
-        &self,
-        kek: &str,
-        len: usize,
-        context: &[u8],
-        without_plaintext: bool,
-    ) -> Result<wire::GenerateDekResponse, Error> {
-        let request = || wire::GenerateDekRequest {
-            kek: kek.to_owned(),
-            length: u32::try_from(len).unwrap_or(u32::MAX),
-            context: context.to_vec(),
-            without_plaintext,
+        let generate = |attempt: Attempt| async move {
+            let message = wire::GenerateDekRequest {
+                without_plaintext: true,
+                ..generate_request(kek, len, context)
+            };
+            let request = attempt.request(message)?;
+            let answer = attempt.sidecar.stub().generate_dek(request).await;
+            answer.map_err(|status| attempt.error(&status))
         };
-        let send = |mut client: KeyWrapClient<_>, request| async move {
-            client.generate_dek(request).await
-        };
-        self.call(Op::Generate, request, send).await
+        let mut answer = self.call(Op::Generate, generate).await?.into_inner();
+        answer.wrapped.take().ok_or_else(no_wrapped)
     }
 
     /// Wraps a DEK anew under the current version of its KEK, inside the sidecar.
     pub async fn rewrap(&self, wrapped: &WrappedDek, context: &[u8]) -> Result<Rewrapped, Error> {
-        let request =
-            || wire::RewrapRequest { wrapped: Some(wrapped.clone()), context: context.to_vec() };
-        let send =
-            |mut client: KeyWrapClient<_>, request| async move { client.rewrap(request).await };
-        rewrapped(self.call(Op::Rewrap, request, send).await?)
+        let rewrap = |attempt: Attempt| async move {
+            let request = attempt.request(wire::RewrapRequest {
+                wrapped: Some(wrapped.clone()),
+                context: context.to_vec(),
+            })?;
+            let answer = attempt.sidecar.stub().rewrap(request).await;
+            answer.map_err(|status| attempt.error(&status))
+        };
+        rewrapped(self.call(Op::Rewrap, rewrap).await?.into_inner())
     }
 
     /// What the sidecar knows of one KEK.
     pub async fn get_kek(&self, name: &str) -> Result<Kek, Error> {
-        let request = || wire::GetKekRequest { name: name.to_owned() };
-        let send =
-            |mut client: KeyWrapClient<_>, request| async move { client.get_kek(request).await };
-        let response = self.call(Op::Describe, request, send).await?;
-        response.kek.ok_or_else(|| Error::answer_invalid("no KEK"))
+        let get = |attempt: Attempt| async move {
+            let request = attempt.request(wire::GetKekRequest { name: name.to_owned() })?;
+            let answer = attempt.sidecar.stub().get_kek(request).await;
+            answer.map_err(|status| attempt.error(&status))
+        };
+        self.call(Op::Describe, get)
+            .await?
+            .into_inner()
+            .kek
+            .ok_or_else(|| Error::answer_invalid("no KEK"))
     }
 
     /// What the sidecar knows of every KEK that we may describe, by name.
@@ -235,11 +310,12 @@ impl Client {
         let mut keks: Vec<Kek> = Vec::new();
         for _ in 0..LIST_PAGES_MAX {
             let after = keks.last().map_or("", |kek| &kek.name);
-            let request = || wire::ListKeksRequest { after: after.to_owned() };
-            let send = |mut client: KeyWrapClient<_>, request| async move {
-                client.list_keks(request).await
+            let list = |attempt: Attempt| async move {
+                let request = attempt.request(wire::ListKeksRequest { after: after.to_owned() })?;
+                let answer = attempt.sidecar.stub().list_keks(request).await;
+                answer.map_err(|status| attempt.error(&status))
             };
-            let response = self.call(Op::Describe, request, send).await?;
+            let response = self.call(Op::Describe, list).await?.into_inner();
             let progress = response.keks.first().is_some_and(|kek| *kek.name > *after);
             keks.extend(response.keks);
             if !response.more {
@@ -260,39 +336,40 @@ impl Client {
         if kek == Some("") {
             return Err(Error::kek_name_empty());
         }
-        let request = || wire::PurgeCacheRequest { kek: kek.unwrap_or_default().to_owned() };
-        let send = |_, request| {
-            let mut admin = self.admin.clone();
-            async move { admin.purge_cache(request).await }
+        let purge = |attempt: Attempt| async move {
+            let request = attempt
+                .request(wire::PurgeCacheRequest { kek: kek.unwrap_or_default().to_owned() })?;
+            let answer = attempt.sidecar.admin().purge_cache(request).await;
+            answer.map_err(|status| attempt.error(&status))
         };
-        let response = self.call(Op::Purge, request, send).await?;
-        let wire::PurgeCacheResponse { deks, connections, left_open } = response;
-        Ok(Purged { deks, connections, left_open })
+        let response = self.call(Op::Purge, purge).await?.into_inner();
+        let wire::PurgeCacheResponse { deks, connections, left_open, sessions } = response;
+        Ok(Purged { deks, connections, left_open, sessions })
     }
 
     /// Takes a KEK away on this sidecar until [`Self::restore`], also over its restarts. For
     /// operators: it takes the permission `revoke`. Sent again after a broken connection, it
     /// counts what was left.
     pub async fn revoke(&self, kek: &str) -> Result<Revoked, Error> {
-        let request = || wire::RevokeKekRequest { kek: kek.to_owned() };
-        let send = |_, request| {
-            let mut admin = self.admin.clone();
-            async move { admin.revoke_kek(request).await }
+        let revoke = |attempt: Attempt| async move {
+            let request = attempt.request(wire::RevokeKekRequest { kek: kek.to_owned() })?;
+            let answer = attempt.sidecar.admin().revoke_kek(request).await;
+            answer.map_err(|status| attempt.error(&status))
         };
-        let response = self.call(Op::Revoke, request, send).await?;
-        let wire::RevokeKekResponse { deks, connections, left_open, kept } = response;
-        Ok(Revoked { purged: Purged { deks, connections, left_open }, kept })
+        let response = self.call(Op::Revoke, revoke).await?.into_inner();
+        let wire::RevokeKekResponse { deks, connections, left_open, kept, sessions } = response;
+        Ok(Revoked { purged: Purged { deks, connections, left_open, sessions }, kept })
     }
 
     /// Gives a revoked KEK back: it is served once it has proven itself anew. For operators:
     /// it takes the permission `restore`.
     pub async fn restore(&self, kek: &str) -> Result<(), Error> {
-        let request = || wire::RestoreKekRequest { kek: kek.to_owned() };
-        let send = |_, request| {
-            let mut admin = self.admin.clone();
-            async move { admin.restore_kek(request).await }
+        let restore = |attempt: Attempt| async move {
+            let request = attempt.request(wire::RestoreKekRequest { kek: kek.to_owned() })?;
+            let answer = attempt.sidecar.admin().restore_kek(request).await;
+            answer.map_err(|status| attempt.error(&status))
         };
-        let wire::RestoreKekResponse {} = self.call(Op::Restore, request, send).await?;
+        let wire::RestoreKekResponse {} = self.call(Op::Restore, restore).await?.into_inner();
         Ok(())
     }
 
@@ -303,12 +380,13 @@ impl Client {
         if kek == Some("") {
             return Err(Error::kek_name_empty());
         }
-        let request = || wire::ReloadRequest { kek: kek.unwrap_or_default().to_owned() };
-        let send = |_, request| {
-            let mut admin = self.admin.clone();
-            async move { admin.reload(request).await }
+        let reload = |attempt: Attempt| async move {
+            let request =
+                attempt.request(wire::ReloadRequest { kek: kek.unwrap_or_default().to_owned() })?;
+            let answer = attempt.sidecar.admin().reload(request).await;
+            answer.map_err(|status| attempt.error(&status))
         };
-        let response = self.call(Op::Reload, request, send).await?;
+        let response = self.call(Op::Reload, reload).await?.into_inner();
         let reloaded = response.keks.into_iter().map(|reloaded| Reloaded {
             kek: reloaded.kek,
             current: match reloaded.error {
@@ -318,60 +396,26 @@ impl Client {
         });
         Ok(reloaded.collect())
     }
+}
 
-    /// Makes one call: attempts, pauses and all within one deadline.
-    async fn call<Q, A, F>(
-        &self,
-        op: Op,
-        request: impl Fn() -> Q,
-        send: impl Fn(KeyWrapClient<Transport>, Request<Q>) -> F,
-    ) -> Result<A, Error>
-    where
-        Q: prost::Message,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        // The sidecar would refuse it, after it was sent.
-        if request().encoded_len() > MESSAGE_MAX_BYTES {
-            return Err(Error::message_too_large());
-        }
-        let deadline = deadline(self.deadline.unwrap_or(op.spec().deadline));
-        let mut attempt = 1;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut request = Request::new(request());
-            request.set_timeout(left);
-            let error = match timeout_at(deadline, send(self.inner.clone(), request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Error::from_status(&status, &self.target),
-                Err(_elapsed) => return Err(Error::deadline_exceeded()),
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            let pause = retry::pause(op, attempt, error.retry_after(), left, retry::jitter());
-            let Some(pause) = pause else { return Err(error) };
-            sleep(pause).await;
-            attempt += 1;
-        }
+fn generate_request(kek: &str, len: usize, context: &[u8]) -> wire::GenerateDekRequest {
+    wire::GenerateDekRequest {
+        kek: kek.to_owned(),
+        length: u32::try_from(len).unwrap_or(u32::MAX),
+        context: context.to_vec(),
+        ..Default::default()
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Client({})", self.target)
+        write!(f, "Client({:?})", self.fleet)
     }
 }
 
 /// When what may take so long from now has to be done.
 fn deadline(within: Duration) -> Instant {
     Instant::now() + within.min(DEADLINE_MAX)
-}
-
-/// A DEK out of an answer.
-fn dek_of(bytes: Vec<u8>) -> Result<Secret, Error> {
-    let dek = Secret::new(bytes);
-    if (DEK_MIN_BYTES..=DEK_MAX_BYTES).contains(&dek.len()) {
-        return Ok(dek);
-    }
-    Err(Error::answer_invalid("a DEK of a length that no DEK has"))
 }
 
 fn rewrapped(response: wire::RewrapResponse) -> Result<Rewrapped, Error> {

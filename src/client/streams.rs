@@ -4,17 +4,16 @@
 //!
 //! The sidecar ends every connection after some minutes, and at once when the DEKs that
 //! went over it are to leave no trace; what is still in work a moment later is cut. A stream
-//! then goes on over another connection without its caller noticing: what was not answered
-//! is sent again, which the table of operations says does no harm. It does not go on when
-//! the sidecar stops or cannot be connected to, nor after [`super::ATTEMPTS_MAX`]
-//! connections in a row that brought no answer.
+//! then goes on over another connection, or to another sidecar, without its caller noticing:
+//! what was not answered is sent again, which the table of operations says does no harm. So
+//! it does when its session of sealed delivery ends. It does not go on past its deadline,
+//! nor after [`super::ATTEMPTS_MAX`] times in a row that brought no answer.
 //!
 //! Invariant: an item is answered at most once. What is sent again are the items that
 //! were not answered, which is what an [`Outbox`] keeps.
 
 use std::{
     collections::{HashMap, VecDeque},
-    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -30,11 +29,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Client, Error, Rewrapped, WrappedDek, deadline, dek_of, retry, rewrapped, transport::Transport,
+    Client, Error, Rewrapped, WrappedDek,
+    call::{left, taken},
+    deadline, retry, rewrapped,
+    session::Session,
+    sidecar::Sidecar,
+    transport::Transport,
 };
 use crate::{
-    error::Reason,
     op::Op,
+    sealed::About,
     secret::Secret,
     wire::{self, key_wrap_client::KeyWrapClient, rewrap_stream_response, unwrap_stream_response},
 };
@@ -71,23 +75,35 @@ impl Client {
         items: impl Stream<Item = Item> + Send + 'static,
         timeout: Duration,
     ) -> Result<Answers<Secret>, Error> {
-        let open = |mut client: KeyWrapClient<Transport>, items: Sending, timeout| {
-            let items = items.map(|(id, Item { wrapped, context, .. })| {
-                wire::UnwrapStreamRequest { id, wrapped: Some(wrapped), context }
-            });
-            async move { client.unwrap_stream(request(items, timeout)).await }.boxed()
-        };
-        let read = |mut answer: wire::UnwrapStreamResponse| {
-            let outcome = match &mut answer.outcome {
-                Some(unwrap_stream_response::Outcome::Dek(dek)) => dek_of(mem::take(dek)),
-                Some(unwrap_stream_response::Outcome::Error(error)) => {
-                    Err(Error::from_item(mem::take(error)))
+        let kind = Kind {
+            op: Op::Unwrap,
+            open: |mut client, items, timeout| {
+                let items = items.map(|(id, Sent { item, session })| {
+                    let Item { wrapped, context, .. } = item;
+                    let session = session.map_or_else(Vec::new, |session| session.id().to_vec());
+                    wire::UnwrapStreamRequest { id, wrapped: Some(wrapped), context, session }
+                });
+                async move { client.unwrap_stream(request(items, timeout)).await }.boxed()
+            },
+            number: |answer: &wire::UnwrapStreamResponse| answer.id,
+            read: |mut answer, client, Sent { item, session }| {
+                let about = About { subject: &item.wrapped.ciphertext, context: &item.context };
+                let session = session.as_deref();
+                match &mut answer.outcome {
+                    Some(unwrap_stream_response::Outcome::Dek(dek)) => {
+                        client.received(session, taken(dek), None, about)
+                    }
+                    Some(unwrap_stream_response::Outcome::Sealed(sealed)) => {
+                        client.received(session, Vec::new(), Some(sealed), about)
+                    }
+                    Some(unwrap_stream_response::Outcome::Error(error)) => {
+                        Err(Error::from_item(taken(error)))
+                    }
+                    None => Err(Error::answer_invalid("an item without an outcome")),
                 }
-                None => Err(Error::answer_invalid("an item without an outcome")),
-            };
-            Answer { id: answer.id, outcome }
+            },
         };
-        Exchange::open(self.clone(), Op::Unwrap, items.boxed(), timeout, open, read).await
+        Exchange::open(self.clone(), kind, items.boxed(), timeout).await
     }
 
     /// Rewraps `items`, in the background of the sidecar's other work. The stream ends
@@ -97,21 +113,23 @@ impl Client {
         items: impl Stream<Item = Item> + Send + 'static,
         timeout: Duration,
     ) -> Result<Answers<Rewrapped>, Error> {
-        let open = |mut client: KeyWrapClient<Transport>, items: Sending, timeout| {
-            let items = items.map(|(id, Item { wrapped, context, .. })| {
-                wire::RewrapStreamRequest { id, wrapped: Some(wrapped), context }
-            });
-            async move { client.rewrap_stream(request(items, timeout)).await }.boxed()
-        };
-        let read = |answer: wire::RewrapStreamResponse| {
-            let outcome = match answer.outcome {
+        let kind = Kind {
+            op: Op::Rewrap,
+            open: |mut client, items, timeout| {
+                let items = items.map(|(id, Sent { item, .. })| {
+                    let Item { wrapped, context, .. } = item;
+                    wire::RewrapStreamRequest { id, wrapped: Some(wrapped), context }
+                });
+                async move { client.rewrap_stream(request(items, timeout)).await }.boxed()
+            },
+            number: |answer: &wire::RewrapStreamResponse| answer.id,
+            read: |answer, _, _| match answer.outcome {
                 Some(rewrap_stream_response::Outcome::Rewrapped(done)) => rewrapped(done),
                 Some(rewrap_stream_response::Outcome::Error(error)) => Err(Error::from_item(error)),
                 None => Err(Error::answer_invalid("an item without an outcome")),
-            };
-            Answer { id: answer.id, outcome }
+            },
         };
-        Exchange::open(self.clone(), Op::Rewrap, items.boxed(), timeout, open, read).await
+        Exchange::open(self.clone(), kind, items.boxed(), timeout).await
     }
 }
 
@@ -122,29 +140,43 @@ fn request<T>(items: T, timeout: Duration) -> Request<T> {
 }
 
 type Opening<A> = BoxFuture<'static, Result<Response<Streaming<A>>, Status>>;
-type Open<A> = fn(KeyWrapClient<Transport>, Sending, Duration) -> Opening<A>;
-type Read<A, T> = fn(A) -> Answer<T>;
+
+/// What is particular to one kind of stream.
+struct Kind<A, T> {
+    op: Op,
+    open: fn(KeyWrapClient<Transport>, Sending, Duration) -> Opening<A>,
+    /// Which item an answer is for.
+    number: fn(&A) -> u64,
+    /// What became of the item.
+    read: fn(A, &Client, &Sent) -> Result<T, Error>,
+}
 
 /// One stream as its caller sees it, over as many connections as it takes.
 struct Exchange<A, T> {
-    way: Way<A>,
-    answers: Streaming<A>,
-    read: Read<A, T>,
+    client: Client,
+    kind: Kind<A, T>,
+    deadline: Instant,
+    outbox: Arc<Mutex<Outbox>>,
+    attempts: retry::Attempts,
+    /// What was said when it last ended without an answer since.
+    said: Option<Error>,
+    /// To whom it is open, and what comes from there.
+    open: Option<(Arc<Sidecar>, Streaming<A>)>,
 }
 
 impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     async fn open(
         client: Client,
-        op: Op,
+        kind: Kind<A, T>,
         items: BoxStream<'static, Item>,
         timeout: Duration,
-        open: Open<A>,
-        read: Read<A, T>,
     ) -> Result<Answers<T>, Error> {
         let outbox = Arc::new(Mutex::new(Outbox::new(items)));
-        let mut way = Way { client, op, deadline: deadline(timeout), outbox, open, attempts: 0 };
-        let answers = way.open().await?;
-        let exchange = Self { way, answers, read };
+        let (deadline, attempts) = (deadline(timeout), retry::Attempts::default());
+        let mut exchange =
+            Self { client, kind, deadline, outbox, attempts, said: None, open: None };
+        // What can be told before the first answer is told here.
+        exchange.opened().await?;
         let next = |exchange: Option<Self>| async move {
             let mut exchange = exchange?;
             match exchange.next().await {
@@ -159,67 +191,133 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     /// The next answer; `None` when all are answered.
     async fn next(&mut self) -> Result<Option<Answer<T>>, Error> {
         loop {
-            let error = match timeout_at(self.way.deadline, self.answers.message()).await {
-                Ok(Ok(Some(answer))) => {
-                    let Answer { id: number, outcome } = (self.read)(answer);
-                    let id = lock(&self.way.outbox)
-                        .answered(number)
-                        .ok_or_else(|| Error::answer_invalid("an item that was not sent"))?;
-                    self.way.attempts = 1;
-                    return Ok(Some(Answer { id, outcome }));
-                }
+            let deadline = self.deadline;
+            let (sidecar, answers) = self.opened().await?;
+            let error = match timeout_at(deadline, answers.message()).await {
+                Ok(Ok(Some(answer))) => match self.take(answer)? {
+                    Ok(answer) => return Ok(Some(answer)),
+                    Err(session_ended) => session_ended,
+                },
                 Ok(Ok(None)) => return Ok(None),
-                Ok(Err(status)) => Error::from_status(&status, &self.way.client.target),
-                Err(_elapsed) => return Err(Error::deadline_exceeded()),
-            };
-            self.way.go_on_after(error).await?;
-            self.answers = self.way.open().await?;
-        }
-    }
-}
-
-/// How a stream is opened, and opened again.
-struct Way<A> {
-    client: Client,
-    op: Op,
-    deadline: Instant,
-    outbox: Arc<Mutex<Outbox>>,
-    open: Open<A>,
-    /// Times that it was opened, or was to be, without an answer; 1 with one.
-    attempts: u32,
-}
-
-impl<A> Way<A> {
-    /// Opens the stream, if it takes more than one attempt too.
-    async fn open(&mut self) -> Result<Streaming<A>, Error> {
-        loop {
-            self.attempts += 1;
-            let sending = Sending { run: lock(&self.outbox).run, outbox: Arc::clone(&self.outbox) };
-            let opening = (self.open)(self.client.inner.clone(), sending, self.left());
-            let error = match timeout_at(self.deadline, opening).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Error::from_status(&status, &self.client.target),
+                Ok(Err(status)) => Error::from_status(&status, sidecar.target()),
                 Err(_elapsed) => return Err(Error::deadline_exceeded()),
             };
             self.go_on_after(error).await?;
         }
     }
 
-    /// Waits until the stream can be opened again. `Err` if `error` says more than that its
-    /// connection ended, or there were attempts enough.
+    /// Takes an answer out of the stream. The inner `Err` says that the item's session has
+    /// ended: it is not answered then.
+    fn take(&mut self, answer: A) -> Result<Result<Answer<T>, Error>, Error> {
+        let number = (self.kind.number)(&answer);
+        let sent = lock(&self.outbox).answered(number);
+        let sent = sent.ok_or_else(|| Error::answer_invalid("an item that was not sent"))?;
+        let outcome = (self.kind.read)(answer, &self.client, &sent);
+        if let (Err(error), Some(session)) = (&outcome, &sent.session)
+            && error.is_session_not_found()
+        {
+            if let Some((sidecar, _)) = &self.open {
+                sidecar.forget(session);
+            }
+            let ended = error.clone();
+            lock(&self.outbox).unanswered.insert(number, sent);
+            return Ok(Err(ended));
+        }
+        self.attempts.answered();
+        self.said = None;
+        Ok(Ok(Answer { id: sent.item.id, outcome }))
+    }
+
+    /// The stream; opens it if it is not, if that takes more than one attempt too.
+    async fn opened(&mut self) -> Result<&mut (Arc<Sidecar>, Streaming<A>), Error> {
+        while self.open.is_none() {
+            let sidecar = self.client.fleet.pick(self.attempts.all());
+            match timeout_at(self.deadline, self.open_at(&sidecar)).await {
+                Ok(Ok(answers)) => {
+                    sidecar.did_well();
+                    self.open = Some((sidecar, answers));
+                }
+                Ok(Err(error)) => self.go_on(&sidecar, error).await?,
+                Err(_elapsed) => return Err(Error::deadline_exceeded()),
+            }
+        }
+        Ok(self.open.as_mut().expect("it was just opened"))
+    }
+
+    async fn open_at(&self, sidecar: &Arc<Sidecar>) -> Result<Streaming<A>, Error> {
+        let locker = self.client.locker.clone();
+        let session = match self.client.seals(self.kind.op) {
+            true => Some(sidecar.session(locker.as_ref(), self.deadline).await?),
+            false => None,
+        };
+        let (run, outbox) = (lock(&self.outbox).run, Arc::clone(&self.outbox));
+        let fresh = session.map(|session| {
+            let sidecar = Arc::clone(sidecar);
+            Fresh { session, next: Box::new(move || sidecar.session_now(locker.as_ref())) }
+        });
+        let opening = (self.kind.open)(
+            sidecar.stub(),
+            Sending { run, outbox, session: fresh },
+            left(self.deadline),
+        );
+        match opening.await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(Error::from_status(&status, sidecar.target())),
+        }
+    }
+
     async fn go_on_after(&mut self, error: Error) -> Result<(), Error> {
-        let ended = [Reason::ConnectionEnding.as_str(), Error::SIDECAR_UNREACHABLE];
-        let after = error.retry_after().filter(|_| ended.contains(&error.reason()));
-        let pause = retry::pause(self.op, self.attempts, after, self.left(), retry::jitter());
-        let Some(pause) = pause else { return Err(error) };
+        match self.open.take() {
+            Some((sidecar, _ended)) => self.go_on(&sidecar, error).await,
+            None => Err(error),
+        }
+    }
+
+    /// Waits until the stream can be opened again. `Err` if `error` says more than that its
+    /// connection or session ended, or there were attempts enough.
+    async fn go_on(&mut self, sidecar: &Arc<Sidecar>, error: Error) -> Result<(), Error> {
+        sidecar.failed_with(&error);
+        let trouble = error.trouble();
+        let ended = !matches!(trouble, retry::Trouble::Said(_)) || error.is_of_the_connection();
+        if !ended {
+            return Err(error);
+        }
+        let (others, left) = (self.client.fleet.others_up(sidecar), left(self.deadline));
+        let (patient, jitter) = (self.client.patient, retry::jitter());
+        let pause = self.attempts.next(self.kind.op, trouble, others, patient, left, jitter);
+        let Some(pause) = pause else {
+            // That nobody is there now says less than what was said before.
+            let unsent = trouble == retry::Trouble::NotSent;
+            return Err(self.said.take().filter(|_| unsent).unwrap_or(error));
+        };
+        self.said = Some(error);
         // The old connection takes no new stream; the next one is another.
         sleep(pause).await;
         lock(&self.outbox).start_again();
         Ok(())
     }
+}
 
-    fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+/// An item that was sent, and the session that its DEK is to be sealed under.
+#[derive(Clone)]
+struct Sent {
+    item: Item,
+    session: Option<Arc<Session>>,
+}
+
+/// The session to seal under, which another follows.
+struct Fresh {
+    session: Arc<Session>,
+    next: Box<dyn Fn() -> Option<Arc<Session>> + Send>,
+}
+
+impl Fresh {
+    /// The one of now, or else the last: then the sidecar says that it has ended.
+    fn now(&mut self) -> Arc<Session> {
+        if let Some(next) = (self.next)() {
+            self.session = next;
+        }
+        Arc::clone(&self.session)
     }
 }
 
@@ -228,13 +326,16 @@ impl<A> Way<A> {
 struct Sending {
     run: u32,
     outbox: Arc<Mutex<Outbox>>,
+    /// If DEKs are to be sealed.
+    session: Option<Fresh>,
 }
 
 impl Stream for Sending {
-    type Item = (u64, Item);
+    type Item = (u64, Sent);
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        lock(&self.outbox).poll_send(self.run, cx)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { run, outbox, session } = &mut *self;
+        lock(outbox).poll_send(*run, cx, || session.as_mut().map(Fresh::now))
     }
 }
 
@@ -248,7 +349,7 @@ fn lock(outbox: &Mutex<Outbox>) -> MutexGuard<'_, Outbox> {
 struct Outbox {
     items: Fuse<BoxStream<'static, Item>>,
     /// By the numbers that we gave them: callers' need not be distinct.
-    unanswered: HashMap<u64, Item>,
+    unanswered: HashMap<u64, Sent>,
     again: VecDeque<u64>,
     next: u64,
     /// Which of the streams that were opened may send.
@@ -261,29 +362,36 @@ impl Outbox {
         Self { items: items.fuse(), unanswered, again, next: 0, run: 0 }
     }
 
-    /// What a stream of `run` sends next.
-    fn poll_send(&mut self, run: u32, cx: &mut Context<'_>) -> Poll<Option<(u64, Item)>> {
+    /// What a stream of `run` sends next, under the `session` of now.
+    fn poll_send(
+        &mut self,
+        run: u32,
+        cx: &mut Context<'_>,
+        session: impl FnOnce() -> Option<Arc<Session>>,
+    ) -> Poll<Option<(u64, Sent)>> {
         if run != self.run {
             return Poll::Ready(None);
         }
         while let Some(number) = self.again.pop_front() {
-            if let Some(item) = self.unanswered.get(&number) {
-                return Poll::Ready(Some((number, item.clone())));
+            if let Some(sent) = self.unanswered.get_mut(&number) {
+                sent.session = session();
+                return Poll::Ready(Some((number, sent.clone())));
             }
         }
         self.items.poll_next_unpin(cx).map(|item| {
             item.map(|item| {
                 let number = self.next;
                 self.next += 1;
-                self.unanswered.insert(number, item.clone());
-                (number, item)
+                let sent = Sent { item, session: session() };
+                self.unanswered.insert(number, sent.clone());
+                (number, sent)
             })
         })
     }
 
-    /// An answer came. The caller's id of the item; `None` if no answer is due.
-    fn answered(&mut self, number: u64) -> Option<u64> {
-        self.unanswered.remove(&number).map(|item| item.id)
+    /// An answer came. What it is for; `None` if no answer is due.
+    fn answered(&mut self, number: u64) -> Option<Sent> {
+        self.unanswered.remove(&number)
     }
 
     /// Has everything sent again that was not answered, by a new stream.
@@ -305,8 +413,12 @@ mod tests {
     }
 
     fn send(outbox: &mut Outbox, run: u32) -> Poll<Option<(u64, u64)>> {
-        let sent = outbox.poll_send(run, &mut Context::from_waker(Waker::noop()));
-        sent.map(|sent| sent.map(|(number, item)| (number, item.id)))
+        let sent = outbox.poll_send(run, &mut Context::from_waker(Waker::noop()), || None);
+        sent.map(|sent| sent.map(|(number, sent)| (number, sent.item.id)))
+    }
+
+    fn answered(outbox: &mut Outbox, number: u64) -> Option<u64> {
+        outbox.answered(number).map(|sent| sent.item.id)
     }
 
     #[test]
@@ -314,15 +426,15 @@ mod tests {
         let mut outbox = Outbox::new(stream::iter([7, 7, 9].map(item)).boxed());
         assert_eq!(send(&mut outbox, 0), Poll::Ready(Some((0, 7))));
         assert_eq!(send(&mut outbox, 0), Poll::Ready(Some((1, 7))));
-        assert_eq!(outbox.answered(0), Some(7));
-        assert_eq!(outbox.answered(0), None, "no second answer is due");
-        assert_eq!(outbox.answered(2), None, "it was not sent yet");
+        assert_eq!(answered(&mut outbox, 0), Some(7));
+        assert_eq!(answered(&mut outbox, 0), None, "no second answer is due");
+        assert_eq!(answered(&mut outbox, 2), None, "it was not sent yet");
         outbox.start_again();
         assert_eq!(send(&mut outbox, 0), Poll::Ready(None), "the old stream sends no more");
         assert_eq!(send(&mut outbox, 1), Poll::Ready(Some((1, 7))));
         assert_eq!(send(&mut outbox, 1), Poll::Ready(Some((2, 9))));
         assert_eq!(send(&mut outbox, 1), Poll::Ready(None));
-        assert_eq!((outbox.answered(2), outbox.answered(1)), (Some(9), Some(7)));
+        assert_eq!((answered(&mut outbox, 2), answered(&mut outbox, 1)), (Some(9), Some(7)));
         outbox.start_again();
         assert_eq!(send(&mut outbox, 2), Poll::Ready(None), "nothing is left");
     }

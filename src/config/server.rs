@@ -31,15 +31,19 @@ pub(super) fn read(
         server.refuse(&schema::KEY_EVENTS, wrong);
     }
     let connection_age = server.duration(&schema::CONNECTION_AGE);
+    let session_age = server.duration(&schema::SESSION_AGE);
     let drain = server.duration(&schema::DRAIN);
     let connections = limits.number(&schema::CONNECTIONS);
+    let sessions = limits.number(&schema::SEALED_SESSIONS);
     Some(Settings {
         socket,
         tcp,
         admin,
         key_events: key_events?,
         connections: connections?,
+        sessions: sessions?,
         connection_age: connection_age?,
+        session_age: session_age?,
         drain: drain?,
     })
 }

@@ -1,5 +1,5 @@
 //! What is held under leases, and how it is let go: the cache, the flights to fill it,
-//! and the connections that DEKs went out on.
+//! and the connections and sessions that DEKs went out on.
 //!
 //! Invariant: whoever ends a lease comes here, and in this order: the lease ends, then
 //! what was cached under it is wiped, then the connections that carried it are closed. So
@@ -13,7 +13,7 @@ use tracing::info;
 
 use crate::{
     cache::{Cache, Flights, Grant},
-    carriers::{Carriers, Closed},
+    carriers::{Carrier, Carriers, Closed},
     envelope::Dek,
     error::Error,
     kek::KekName,
@@ -22,14 +22,17 @@ use crate::{
 
 /// How long connections that carried DEKs get to end, once they are to. What does not end
 /// by itself is cut before that by the server.
-pub(super) const CARRIERS_CLOSE_WITHIN: Duration = Duration::from_secs(5);
+const CARRIERS_CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What an unwrap that several callers wait for came to.
 pub(super) type Fetched = Result<Dek, Error>;
 
 pub(super) struct Custody {
     pub(super) cache: Arc<Cache>,
+    /// Connections.
     pub(super) carriers: Arc<Carriers>,
+    /// Sessions of sealed delivery.
+    pub(super) sessions: Arc<Carriers>,
     pub(super) terms: Terms,
     pub(super) flights: Flights<Fetched>,
 }
@@ -43,6 +46,8 @@ pub struct Purged {
     pub connections: usize,
     /// Those of them that were still open at the end.
     pub left_open: usize,
+    /// Sessions of sealed delivery that were ended.
+    pub sessions: usize,
 }
 
 impl Custody {
@@ -64,19 +69,30 @@ impl Custody {
         }
     }
 
-    /// Has the connections that carried DEKs of `kek` closed, without waiting for them.
+    /// Has what carried DEKs of `kek` closed, without waiting for it.
     pub(super) fn let_carriers_go(self: &Arc<Self>, kek: &KekName) {
         let (custody, kek) = (Arc::clone(self), kek.clone());
-        tokio::spawn(async move { custody.close_carriers(&kek).await });
+        tokio::spawn(async move { custody.close_carriers(&[&kek], None).await });
     }
 
-    /// Closes the connections that carried DEKs of `kek`, and waits for them.
-    pub(super) async fn close_carriers(&self, kek: &KekName) -> Closed {
-        let closed = self.carriers.close(kek, CARRIERS_CLOSE_WITHIN).await;
-        if closed.told > 0 {
-            info!(%kek, told = closed.told, left_open = closed.left_open,
-                "closed the connections that carried DEKs of the KEK");
+    /// Closes the connections that carried DEKs of `keks`, ends the sessions that did, and
+    /// waits for all of them, but for `own`, the connection of who waits for this. Says how
+    /// many those were.
+    pub(super) async fn close_carriers(&self, keks: &[&KekName], own: Option<&Carrier>) -> Purged {
+        let (Closed { told, left_open }, sessions) = tokio::join!(
+            self.carriers.close_for(keks, own, CARRIERS_CLOSE_WITHIN),
+            self.sessions.close_for(keks, None, CARRIERS_CLOSE_WITHIN),
+        );
+        if told + sessions.told > 0 {
+            info!(
+                keks = keks.len(),
+                told,
+                left_open,
+                sessions = sessions.told,
+                "closed what carried DEKs"
+            );
         }
-        closed
+        let left_open = left_open + sessions.left_open;
+        Purged { deks: 0, connections: told, left_open, sessions: sessions.told }
     }
 }

@@ -104,8 +104,9 @@ impl Engine {
         metrics: Arc<Metrics>,
     ) -> Self {
         lease::start_counting();
-        let (carriers, flights) = (Arc::default(), Flights::new(FLIGHTS_MAX));
-        let custody = Arc::new(Custody { cache, carriers, terms, flights });
+        let (carriers, sessions) = (Arc::default(), Arc::default());
+        let flights = Flights::new(FLIGHTS_MAX);
+        let custody = Arc::new(Custody { cache, carriers, sessions, terms, flights });
         let crier = Crier::new();
         let Kept { revocations, ledger } = kept;
         let callers = RandomState::new();
@@ -120,6 +121,11 @@ impl Engine {
     /// The register of connections, for who opens some.
     pub fn carriers(&self) -> &Arc<Carriers> {
         &self.custody.carriers
+    }
+
+    /// The register of sessions of sealed delivery, for who opens some.
+    pub fn sessions(&self) -> &Arc<Carriers> {
+        &self.custody.sessions
     }
 
     /// Wipes what has expired or lapsed by `now`, and tells what time has changed. To be

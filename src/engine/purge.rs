@@ -5,13 +5,10 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use super::{
-    Engine, Running,
-    custody::{CARRIERS_CLOSE_WITHIN, Purged},
-};
+use super::{Engine, Running, custody::Purged};
 use crate::{
     auth::Permit,
-    carriers::{Carrier, Closed},
+    carriers::Carrier,
     error::{Error, Reason},
     kek::KekName,
     observe::Purge,
@@ -28,8 +25,8 @@ pub struct Revoked {
 }
 
 impl Engine {
-    /// Wipes what is cached under the permitted KEKs, and then closes the connections that
-    /// carried their DEKs, with one wait for all. `own` is the caller's connection: it is
+    /// Wipes what is cached under the permitted KEKs, and then closes the connections and
+    /// sessions that carried their DEKs, with one wait for all. `own` is the caller's connection: it is
     /// told to close when the others have, and not waited for. The KEKs stay as they are:
     /// DEKs come from the backend again. An unwrap that is in work is answered, and leaves
     /// nothing in the cache. `Err` if there is no such KEK; the others are
@@ -39,25 +36,22 @@ impl Engine {
     pub async fn purge(&self, permits: Vec<Permit>, own: &Carrier) -> Result<Purged, Error> {
         let running: Result<Vec<_>, _> =
             permits.iter().map(|permit| Running::start(self, permit, Op::Purge)).collect();
-        let (mut purged, mut wiped, mut failed) = (Purged::default(), Vec::new(), None);
+        let (mut deks, mut wiped, mut failed) = (0, Vec::new(), None);
         for running in running? {
             match self.wipe(running.permit.kek()) {
-                Ok(deks) => {
-                    purged.deks += deks;
+                Ok(more) => {
+                    deks += more;
                     wiped.push(running);
                 }
                 Err(error) => failed = running.end::<()>(Err(error)).err(),
             }
         }
         let keks: Vec<_> = wiped.iter().map(|running| running.permit.kek()).collect();
-        let closed = self.custody.carriers.close_for(&keks, Some(own), CARRIERS_CLOSE_WITHIN).await;
-        let Closed { told, left_open } = closed;
-        info!(keks = keks.len(), told, left_open, "purged, and closed the connections");
+        let closed = self.custody.close_carriers(&keks, Some(own)).await;
         for running in wiped {
             running.end(Ok(()))?;
         }
-        (purged.connections, purged.left_open) = (told, left_open);
-        failed.map_or(Ok(purged), Err)
+        failed.map_or(Ok(Purged { deks, ..closed }), Err)
     }
 
     /// Wipes what is cached under a KEK. Returns how many DEKs that were.
@@ -70,7 +64,7 @@ impl Engine {
 
     /// Takes the permitted KEK away until [`Self::restore`], also over a restart. When it
     /// returns nothing of it is cached, no call that was in work is answered with a DEK, and
-    /// the connections that carried its DEKs are closed; `own` is the caller's, as for
+    /// the connections and sessions that carried its DEKs are closed; `own` is the caller's, as for
     /// [`Self::purge`]. First it is dark, then that is recorded: a disk that is full or hangs
     /// keeps no KEK alight.
     ///
@@ -87,11 +81,9 @@ impl Engine {
                 kek.revoke(&self.custody);
                 self.record(name, permit.who().to_string()).await
             };
-            let carriers = &self.custody.carriers;
-            let Closed { told, left_open } =
-                carriers.close_for(&[name], Some(own), CARRIERS_CLOSE_WITHIN).await;
+            let closed = self.custody.close_carriers(&[name], Some(own)).await;
             warn!(kek = %name, who = %permit.who(), kept, "an operator revoked the KEK");
-            Ok(Revoked { purged: Purged { deks, connections: told, left_open }, kept })
+            Ok(Revoked { purged: Purged { deks, ..closed }, kept })
         }
         .await;
         running.end(result)

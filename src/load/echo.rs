@@ -128,7 +128,9 @@ fn not_here<T>() -> Answered<T> {
 #[async_trait]
 impl KeyWrap for Answering {
     async fn unwrap(&self, _: Request<wire::UnwrapRequest>) -> Answered<wire::UnwrapResponse> {
-        Ok(Response::new(wire::UnwrapResponse { dek: ANSWER.to_vec(), ..Default::default() }))
+        let mut answer = wire::UnwrapResponse::default();
+        answer.dek = ANSWER.to_vec();
+        Ok(Response::new(answer))
     }
 
     type UnwrapStreamStream = Answers<wire::UnwrapStreamResponse>;
@@ -145,6 +147,13 @@ impl KeyWrap for Answering {
             })
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn open_session(
+        &self,
+        _: Request<wire::OpenSessionRequest>,
+    ) -> Answered<wire::OpenSessionResponse> {
+        not_here()
     }
 
     async fn wrap(&self, _: Request<wire::WrapRequest>) -> Answered<wire::WrapResponse> {
@@ -233,13 +242,14 @@ impl Drop for EchoHere {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::{Client, Endpoint, WrappedDek};
+    use crate::client::{Client, Delivery, Endpoint, WrappedDek};
 
     #[tokio::test]
     async fn it_answers_and_leaves_nothing_behind() {
         let echo = EchoHere::start();
         let dir = echo.path().parent().unwrap().to_owned();
-        let client = Client::new(&Endpoint::unix(echo.path())).unwrap();
+        let client =
+            Client::new(&Endpoint::unix(echo.path())).unwrap().with_delivery(Delivery::Plain);
         let answer = async || client.unwrap(&WrappedDek::default(), b"").await.unwrap();
         assert!(answer().await.ct_eq(&ANSWER));
         echo.socket.remove();

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     backend::Bare,
-    client::{Client, Endpoint},
+    client::{Client, Delivery, Endpoint},
     error::{Error, Reason},
     kek::Purpose,
 };
@@ -83,7 +83,9 @@ async fn echo(deks: &Arc<Deks>, plan: &Plan, length: Duration) -> Result<Floor, 
     let failed = |error| Trouble::Machine("the floor of gRPC could not be measured", error);
     let program = env::current_exe().map_err(failed)?;
     let server = Echo::start(&program).map_err(failed)?;
-    let sidecar = Sidecar::echo(Client::new(&Endpoint::unix(server.path()))?);
+    // An echo has no keys to seal with.
+    let client = Client::new(&Endpoint::unix(server.path()))?.with_delivery(Delivery::Plain);
+    let sidecar = Sidecar::echo(client);
     let connected = sidecar.unwrap(deks, 0).await;
     connected.map_err(|reason| failed(io::Error::other(reason)))?;
     server.unlink();

@@ -251,10 +251,11 @@ mod tests {
         },
         *,
     };
-    use crate::client::{Client, Endpoint};
+    use crate::client::{Client, Delivery, Endpoint};
 
     async fn outcome(echo: &EchoHere, order: Order, pace: Pace, deks: usize) -> Outcome {
         let client = Client::new(&Endpoint::unix(echo.path())).unwrap();
+        let client = client.with_delivery(Delivery::Plain).failing_fast();
         let plan = Plan {
             order,
             pace,

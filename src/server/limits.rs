@@ -40,7 +40,9 @@ mod tests {
             admin: None,
             key_events: false,
             connections: 10,
+            sessions: 4,
             connection_age: Duration::ZERO,
+            session_age: Duration::ZERO,
             drain: Duration::ZERO,
         };
         assert_eq!(nofile_needed(&settings), 10 + 128);

@@ -42,7 +42,12 @@ pub use setup_error::SetupError;
 pub use tls::{CertificateDates, check_tls};
 pub use tls_dev::{DevTls, make_dev_tls};
 
-use crate::{api, auth::Policy, engine::Engine, observe::Metrics};
+use crate::{
+    api::{self, Sessions},
+    auth::Policy,
+    engine::Engine,
+    observe::Metrics,
+};
 use accept::Gate;
 use admin::{AdminListener, Pages};
 use drain::Drain;
@@ -66,6 +71,8 @@ pub struct Listening {
 pub struct Served {
     /// The use cases.
     pub engine: Arc<Engine>,
+    /// Who has DEKs sealed.
+    pub sessions: Arc<Sessions>,
     /// Who may do what.
     pub policy: Arc<ArcSwap<Policy>>,
     /// Where it is recorded.
@@ -87,11 +94,17 @@ pub async fn serve(
     on_listening: impl FnOnce(&Listening),
 ) -> Result<(), SetupError> {
     let drain = Arc::new(Drain::new());
-    let Served { engine, policy, metrics, ready } = served;
+    let Served { engine, sessions, policy, metrics, ready } = served;
     let carriers = Arc::clone(engine.carriers());
     let keks = health::Permitted { engine: Arc::clone(&engine), policy: Arc::clone(&policy) };
     let services = Arc::new(Services::new(
-        api::services(Arc::clone(&engine), policy, Arc::clone(&metrics), drain.draining()),
+        api::services(
+            Arc::clone(&engine),
+            sessions,
+            policy,
+            Arc::clone(&metrics),
+            drain.draining(),
+        ),
         health::Health::new(Arc::new(keks), ready.clone(), drain.draining()),
     ));
     let gate = Gate::new(settings, services, carriers, Arc::clone(&drain), Arc::clone(&metrics));

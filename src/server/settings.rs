@@ -16,9 +16,13 @@ pub struct Settings {
     pub key_events: bool,
     /// Connections at once, over both listeners; beyond it new ones are closed at once.
     pub connections: usize,
+    /// Sessions of sealed delivery at once.
+    pub sessions: usize,
     /// About how long a connection lives; clients open another without noticing. Each gets
     /// up to a tenth less, so that they do not all end together.
     pub connection_age: Duration,
+    /// How long a session of sealed delivery goes on.
+    pub session_age: Duration,
     /// How long calls in work may still take after SIGTERM.
     pub drain: Duration,
 }

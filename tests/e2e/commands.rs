@@ -272,7 +272,7 @@ fn an_operator_purges_what_is_cached_and_nobody_else_does(home: Home) {
         let args = [&["kek", "purge", "--json"], args].concat();
         serde_json::from_slice(&served.ok(&args, b"")).expect("JSON")
     };
-    let nothing = serde_json::json!({ "deks": 0, "connections": 0, "left_open": 0 });
+    let nothing = serde_json::json!({ "deks": 0, "connections": 0, "left_open": 0, "sessions": 0 });
     for args in [&[KEK][..], &[]] {
         // Each command is a connection of its own, and has ended.
         served.ok(&["unwrap"], &wrapped);
@@ -281,7 +281,12 @@ fn an_operator_purges_what_is_cached_and_nobody_else_does(home: Home) {
     }
     served.ok(&["unwrap"], &wrapped);
     let told = String::from_utf8(served.ok(&["kek", "purge", KEK], b"")).expect("text");
-    for line in ["wiped DEKs          1", "closed connections  0", "still open          0"] {
+    for line in [
+        "wiped DEKs          1",
+        "closed connections  0",
+        "ended sessions      1",
+        "still open          0",
+    ] {
         assert!(told.lines().any(|told| told == line), "{line:?} in\n{told}");
     }
     refuse(&served, &["kek", "purge", "no-such-kek"]);
@@ -298,9 +303,14 @@ async fn a_program_purges_over_a_client_that_carried_deks_itself(home: Home) {
     let (dek, wrapped) = client.generate(KEK, 32, b"").await.expect("a DEK");
     client.unwrap(&wrapped, b"").await.expect("a DEK");
     let purged = client.purge(Some(KEK)).await.expect("it may");
-    let expected = keyward::client::Purged { deks: 1, connections: 1, left_open: 0 };
+    // No connection carried a DEK in the clear.
+    let expected = keyward::client::Purged { deks: 1, connections: 0, left_open: 0, sessions: 1 };
     assert_eq!(purged, expected);
     assert!(client.unwrap(&wrapped, b"").await.expect("a DEK").ct_eq(dek.expose()));
+    assert_eq!(client.purge(None).await.expect("it may"), expected);
+    let plain = client.clone().with_delivery(keyward::client::Delivery::Plain);
+    plain.unwrap(&wrapped, b"").await.expect("a DEK");
+    let expected = keyward::client::Purged { deks: 1, connections: 1, left_open: 0, sessions: 0 };
     assert_eq!(client.purge(None).await.expect("it may"), expected);
     let empty = client.purge(Some("")).await.expect_err("no name is not every name");
     assert_eq!(empty.reason(), "REQUEST_INVALID");

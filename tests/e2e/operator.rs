@@ -72,7 +72,10 @@ fn a_kek_that_was_revoked_stays_so_over_restarts_and_crashes(home: Home) {
     assert_eq!(served.ok(&["unwrap"], &wrapped), DEK);
     let done: Value =
         serde_json::from_slice(&served.ok(&["kek", "revoke", "--json", KEK], b"")).expect("JSON");
-    assert_eq!(done, json!({ "deks": 1, "connections": 0, "left_open": 0, "kept": true }));
+    // The two commands' sessions, which outlived their connections.
+    let expected =
+        json!({ "deks": 1, "connections": 0, "left_open": 0, "sessions": 2, "kept": true });
+    assert_eq!(done, expected);
     for signal in ["-TERM", "-KILL"] {
         assert_eq!(served.refused(&["unwrap"], &wrapped), "KEK_REVOKED");
         assert_eq!(served.refused(&["wrap", "--kek", KEK], DEK), "KEK_REVOKED");

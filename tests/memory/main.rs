@@ -40,7 +40,7 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use keyward::{
-    client::{Client, Endpoint, TlsFiles},
+    client::{Client, Delivery, Endpoint, TlsFiles},
     wire::{
         CacheOutcome, PurgeCacheRequest, PurgeCacheResponse, UnwrapRequest,
         admin_client::AdminClient, key_wrap_client::KeyWrapClient,
@@ -100,10 +100,14 @@ impl Sidecar {
         Self { served, admin, tls }
     }
 
-    /// Sends DEKs every way, over connections that stay open.
+    /// Sends DEKs every way in the clear, over connections that stay open.
     async fn traffic(&self, keks: Keks) -> Traffic {
-        let uds = || self.served.client();
-        let tls = || Client::new(&self.tls).expect("a client");
+        self.traffic_by(Delivery::Plain, keks).await
+    }
+
+    async fn traffic_by(&self, delivery: Delivery, keks: Keks) -> Traffic {
+        let uds = || self.served.client().with_delivery(delivery);
+        let tls = || Client::new(&self.tls).expect("a client").with_delivery(delivery);
         Traffic::run(&self.served, keks, &[("uds", &uds), ("tls", &tls)]).await
     }
 
@@ -226,7 +230,10 @@ async fn assert_a_purge_leaves_nothing(sidecar: &Sidecar, traffic: &Traffic) {
     let purged = admin.purge_cache(request).await.expect("a purge").into_inner();
     let found = sidecar.scan(&traffic.sought);
     let deks = traffic.cached.len() as u64;
-    assert_eq!(purged, PurgeCacheResponse { deks, connections: CARRIERS, left_open: 0 });
+    assert_eq!(
+        purged,
+        PurgeCacheResponse { deks, connections: CARRIERS, left_open: 0, sessions: 0 }
+    );
     assert_none("after a purge", &found);
 }
 
@@ -238,19 +245,45 @@ async fn what_is_cached_is_in_protected_memory_only() {
     traffic.disconnect();
     sidecar.until("keyward_connections", 0).await;
     let found = sidecar.scan(&traffic.sought);
+    assert_only_cached(&sidecar, &traffic, &found).await;
+}
+
+/// Connections that carried sealed DEKs are open, and so are streams: no buffer of theirs
+/// holds one.
+#[tokio::test(flavor = "multi_thread")]
+async fn sealed_delivery_leaves_nothing_in_the_buffers_of_open_connections() {
+    let sidecar = Sidecar::start("", "");
+    let mut traffic = sidecar.traffic_by(Delivery::Sealed, ON_TOKEN).await;
+    sidecar.until("keyward_connections", CARRIERS).await;
+    let found = sidecar.scan(&traffic.sought);
+    assert_only_cached(&sidecar, &traffic, &found).await;
+    // Nothing is left of them after a purge, which ends sessions and no connection.
+    let mut admin = AdminClient::new(sidecar.channel());
+    let request = PurgeCacheRequest { kek: String::new() };
+    let purged = admin.purge_cache(request).await.expect("a purge").into_inner();
+    assert_none("after a purge", &sidecar.scan(&traffic.sought));
+    let deks = traffic.cached.len() as u64;
+    let expected = PurgeCacheResponse { deks, connections: 0, left_open: 0, sessions: CARRIERS };
+    assert_eq!(purged, expected);
+    traffic.ask_again().await;
+}
+
+/// `found` is no more than what stands in the slab.
+async fn assert_only_cached(sidecar: &Sidecar, traffic: &Traffic, found: &[Copies]) {
     // They were cached all the time.
     let mut client = KeyWrapClient::new(sidecar.channel());
     for wrapped in &traffic.cached {
-        let request = UnwrapRequest { wrapped: Some(wrapped.clone()), context: Vec::new() };
+        let request =
+            UnwrapRequest { wrapped: Some(wrapped.clone()), context: Vec::new(), session: vec![] };
         let answer = client.unwrap(request).await.expect("a DEK").into_inner();
         assert_eq!(answer.cache(), CacheOutcome::Hit);
     }
     if sidecar.has_secret_memory() {
-        return assert_none("while cached", &found);
+        return assert_none("while cached", found);
     }
     // Locked memory can be read by root: there, once each, and not in the core dump,
     // which leaves that region out.
-    for copies in &found {
+    for copies in found {
         let cached = ["unwrap", "stream", "aes"].iter().any(|way| copies.secret.ends_with(way));
         assert!(cached && copies.kind == "whole" && copies.count == 1, "{copies}");
         assert_eq!(copies.range, found[0].range, "in one mapping: {copies}");

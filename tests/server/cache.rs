@@ -20,7 +20,8 @@ use super::support::{
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn unwrap(sidecar: &Sidecar, wrapped: &WrappedDek) -> CacheOutcome {
-    let request = wire::UnwrapRequest { wrapped: Some(wrapped.clone()), context: vec![] };
+    let request =
+        wire::UnwrapRequest { wrapped: Some(wrapped.clone()), context: vec![], session: vec![] };
     sidecar.raw().unwrap(request).await.unwrap().into_inner().cache()
 }
 

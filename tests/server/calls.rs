@@ -96,6 +96,7 @@ async fn a_stranger_learns_nothing_but_the_refusal() {
     let request = wire::UnwrapRequest {
         wrapped: Some(wire::WrappedDek { kek: UNGRANTED.into(), ..Default::default() }),
         context: vec![0; 5000],
+        session: vec![],
     };
     let status = sidecar.raw().unwrap(request).await.unwrap_err();
     assert_eq!(reason(&status), "PERMISSION_DENIED");
@@ -148,13 +149,17 @@ async fn bad_requests_are_refused_with_their_reason() {
         (with(&|_| {}), 4097, "CONTEXT_TOO_LONG", Code::InvalidArgument),
     ];
     for (i, (wrapped, context, expected, code)) in unwraps.into_iter().enumerate() {
-        let request = wire::UnwrapRequest { wrapped, context: vec![7; context] };
+        let request = wire::UnwrapRequest { wrapped, context: vec![7; context], session: vec![] };
         let status = raw.unwrap(request).await.unwrap_err();
         assert_eq!((reason(&status).as_str(), status.code()), (expected, code), "case {i}");
     }
     for len in [0, 15, 65] {
-        let request =
-            wire::WrapRequest { kek: "orders".into(), dek: vec![0; len], context: vec![] };
+        let request = wire::WrapRequest {
+            kek: "orders".into(),
+            dek: vec![0; len],
+            context: vec![],
+            sealed: None,
+        };
         let status = raw.wrap(request).await.unwrap_err();
         assert_eq!(reason(&status), "DEK_LENGTH_INVALID", "{len}");
         let request = wire::GenerateDekRequest {
@@ -184,13 +189,18 @@ async fn all_bad_ciphertexts_look_the_same() {
     let mut seen = Vec::new();
     for ciphertext in [vec![], truncated, flipped, vec![7; 1024], vec![7; 1025], vec![7; 9000]] {
         let wrapped = Some(WrappedDek { ciphertext, ..good.clone() });
-        let status =
-            raw.unwrap(wire::UnwrapRequest { wrapped, context: vec![] }).await.unwrap_err();
+        let status = raw
+            .unwrap(wire::UnwrapRequest { wrapped, context: vec![], session: vec![] })
+            .await
+            .unwrap_err();
         seen.push((status.code(), status.message().to_owned(), status.details().to_vec()));
     }
     // A context where there is none, and none where there is one.
     let wrapped = Some(good);
-    let status = raw.unwrap(wire::UnwrapRequest { wrapped, context: vec![1] }).await.unwrap_err();
+    let status = raw
+        .unwrap(wire::UnwrapRequest { wrapped, context: vec![1], session: vec![] })
+        .await
+        .unwrap_err();
     assert_eq!(reason(&status), "CIPHERTEXT_INVALID");
     seen.push((status.code(), status.message().to_owned(), status.details().to_vec()));
     assert!(seen.iter().all(|status| *status == seen[0]), "{seen:?}");
@@ -247,7 +257,7 @@ async fn detail_stays_in_the_sidecar() {
     let error =
         error::Error::new(Reason::BackendUnreachable, "gone").with_detail("CKR_SECRET_DETAIL");
     sidecar.fake.failures.lock().unwrap().push_back(error);
-    let request = wire::UnwrapRequest { wrapped: Some(wrapped), context: vec![] };
+    let request = wire::UnwrapRequest { wrapped: Some(wrapped), context: vec![], session: vec![] };
     let status = sidecar.raw().unwrap(request).await.unwrap_err();
     assert_eq!(reason(&status), "BACKEND_UNREACHABLE");
     assert!(status.get_details_retry_info().is_some());

@@ -65,7 +65,7 @@ async fn bad_ciphertexts_cost_their_sender_alone() {
     for n in 0..200u8 {
         let mut bad = good.clone();
         bad.ciphertext[..2].copy_from_slice(&[n, 0xa5]);
-        let request = wire::UnwrapRequest { wrapped: Some(bad), context: vec![] };
+        let request = wire::UnwrapRequest { wrapped: Some(bad), context: vec![], session: vec![] };
         let status = sidecar.raw().unwrap(request).await.unwrap_err();
         match reason(&status).as_str() {
             "CIPHERTEXT_INVALID" => {}
@@ -88,7 +88,11 @@ async fn a_backend_that_does_not_answer_is_left_alone_and_memory_answers() {
     sidecar.fake.failures.lock().unwrap().extend((0..1000).map(|_| unreachable()));
     let before = sidecar.fake.unwraps();
     for wrapped in wrapped[1..].iter().cycle().take(200) {
-        let request = wire::UnwrapRequest { wrapped: Some(wrapped.clone()), context: vec![] };
+        let request = wire::UnwrapRequest {
+            wrapped: Some(wrapped.clone()),
+            context: vec![],
+            session: vec![],
+        };
         let status = sidecar.raw().unwrap(request).await.unwrap_err();
         assert_eq!(reason(&status), "BACKEND_UNREACHABLE");
     }
@@ -128,7 +132,8 @@ async fn who_has_little_time_is_told_at_once_that_it_will_not_do() {
         })
         .collect();
     eventually("they wait", waiting(&sidecar, "foreground", 9)).await;
-    let mut request = Request::new(wire::UnwrapRequest { wrapped: Some(last), context: vec![] });
+    let mut request =
+        Request::new(wire::UnwrapRequest { wrapped: Some(last), context: vec![], session: vec![] });
     request.set_timeout(Duration::from_secs(2));
     let began = Instant::now();
     let status = sidecar.raw().unwrap(request).await.unwrap_err();

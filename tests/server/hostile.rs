@@ -47,7 +47,12 @@ async fn a_method_that_does_not_exist_has_a_reason() {
 async fn bytes_that_are_no_message_are_an_invalid_request() {
     let sidecar = Sidecar::start().await;
     // Field 2 of GenerateDek is a number, not bytes.
-    let message = wire::WrapRequest { kek: "orders".into(), dek: vec![0xff; 40], context: vec![] };
+    let message = wire::WrapRequest {
+        kek: "orders".into(),
+        dek: vec![0xff; 40],
+        context: vec![],
+        sealed: None,
+    };
     let status = send(&sidecar, "/keyward.v1.KeyWrap/GenerateDek", message).await;
     assert_eq!(
         (status.code(), reason(&status).as_str()),
@@ -71,6 +76,7 @@ async fn a_message_of_five_mebibytes_is_refused_and_the_connection_lives() {
             kek: "orders".into(),
             dek: dek().expose().to_vec(),
             context: vec![7; len],
+            sealed: None,
         };
         let status = raw.wrap(request).await.unwrap_err();
         let expected = (Code::ResourceExhausted, "MESSAGE_TOO_LARGE");

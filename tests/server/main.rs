@@ -14,6 +14,7 @@ mod purge;
 mod revocation;
 mod rotation;
 mod rounds;
+mod sealed;
 mod states;
 mod streams;
 mod tls;

@@ -136,7 +136,12 @@ async fn a_client_that_does_not_read_is_not_worked_for() {
     let counted = Arc::clone(&sent);
     let endless = stream::repeat(()).map(move |()| {
         counted.fetch_add(1, Ordering::Relaxed);
-        wire::UnwrapStreamRequest { id: 1, wrapped: Some(wrapped.clone()), context: vec![] }
+        wire::UnwrapStreamRequest {
+            id: 1,
+            wrapped: Some(wrapped.clone()),
+            context: vec![],
+            session: vec![],
+        }
     });
     // The window that HTTP/2 starts with; whatever a client asks for, it holds itself.
     let endpoint = Endpoint::from_static("http://localhost").initial_stream_window_size(65_535);
@@ -207,8 +212,14 @@ async fn a_message_that_is_too_large_ends_its_stream_with_a_reason() {
         id: 2,
         wrapped: Some(wrapped.clone()),
         context: vec![0; 70_000],
+        session: vec![],
     };
-    let good = wire::UnwrapStreamRequest { id: 1, wrapped: Some(wrapped), context: vec![] };
+    let good = wire::UnwrapStreamRequest {
+        id: 1,
+        wrapped: Some(wrapped),
+        context: vec![],
+        session: vec![],
+    };
     let sent = stream::iter([good, large]).chain(stream::pending());
     let mut answers = sidecar.raw().unwrap_stream(sent).await.unwrap().into_inner();
     assert_eq!(answers.message().await.unwrap().unwrap().id, 1);
@@ -251,7 +262,7 @@ impl Cuttable {
 async fn a_stream_goes_on_when_its_connection_is_cut() {
     let sidecar = Sidecar::start().await;
     let way = Cuttable::to(sidecar.socket());
-    let client = Client::new(&keyward::client::Endpoint::unix(&way.path)).unwrap();
+    let client = Client::new(&keyward::client::Endpoint::unix(&way.path)).unwrap().failing_fast();
     let wrapped = wrapped_deks(&client, 200).await;
     for rewrap in [false, true] {
         let asked = items(wrapped.clone()).then(|item| async move {
@@ -295,7 +306,7 @@ async fn a_stream_whose_connections_bring_no_answer_is_given_up() {
             stream.read_exact(&mut [0; 100]).await.unwrap();
         }
     });
-    let client = Client::new(&keyward::client::Endpoint::unix(path)).unwrap();
+    let client = Client::new(&keyward::client::Endpoint::unix(path)).unwrap().failing_fast();
     let wrapped = WrappedDek { ciphertext: vec![1; 256], ..WrappedDek::default() };
     let opened = client.unwrap_stream(items(vec![wrapped]), MINUTE).await;
     let error = opened.err().expect("nobody is there");

@@ -60,7 +60,9 @@ async fn the_client_does_not_talk_to_a_server_of_another_authority_or_name() {
     let message = refused(&sidecar, TlsFiles { ca: other.ca(), ..good.clone() }).await;
     assert!(message.contains("certificate"), "{message}");
     let uri = format!("https://{}", sidecar.tcp);
-    let client = Client::new(&Endpoint::tls(uri, good, Some("elsewhere.example".into()))).unwrap();
+    let client = Client::new(&Endpoint::tls(uri, good, Some("elsewhere.example".into())))
+        .unwrap()
+        .failing_fast();
     let error = client.list_keks().await.unwrap_err();
     assert_eq!(error.reason(), Error::SIDECAR_UNREACHABLE);
 }
@@ -121,7 +123,7 @@ async fn development_certificates_work_as_they_are() {
     // By address, which the server's certificate is for, too.
     let client = |name: Option<String>| {
         let uri = format!("https://{}", sidecar.tcp);
-        Client::new(&Endpoint::tls(uri, files.clone(), name)).unwrap()
+        Client::new(&Endpoint::tls(uri, files.clone(), name)).unwrap().failing_fast()
     };
     for client in [client(None), client(Some("localhost".into()))] {
         let listed = client.list_keks().await.unwrap();

@@ -153,8 +153,8 @@ async fn flicker(fake: &Fake, engine: &Engine, times: usize) {
 fn without_transport(
     sidecar: &Sidecar,
 ) -> KeyWrapClient<impl GrpcService<Body, ResponseBody = Body>> {
-    let Served { engine, policy, metrics, .. } = sidecar.served();
-    let service = api::services(engine, policy, metrics, sidecar.ready.subscribe()).key_wrap;
+    let Served { engine, sessions, policy, metrics, ready } = sidecar.served();
+    let service = api::services(engine, sessions, policy, metrics, ready).key_wrap;
     let peer = Peer::new(Identity::Unix { uid: own_uid(), gid: 0 }, Carrier::new());
     KeyWrapClient::new(tower::service_fn(move |mut request: http::Request<Body>| {
         request.extensions_mut().insert(peer.clone());
@@ -189,7 +189,7 @@ async fn whoever_is_too_slow_is_told_how_it_stands_instead() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_outlives_its_connection_and_misses_nothing() {
     let sidecar = Sidecar::start().await;
-    let client = sidecar.client();
+    let client = sidecar.plain_client();
     let mut events = client.watch_keks(&["orders"]).await.unwrap();
     assert_eq!(next(&mut events).await.kind(), KekEventKind::State);
     // It carried a DEK, so a purge closes it.
@@ -208,7 +208,8 @@ async fn a_watch_ends_when_the_sidecar_stops() {
     assert_eq!(next(&mut events).await.kind(), KekEventKind::State);
     sidecar.stop();
     let end = timeout(SOON, events.next()).await.expect("it ends").expect("with an error");
-    assert_eq!(end.unwrap_err().reason(), "SHUTTING_DOWN");
+    // It looked for another connection, and there was none.
+    assert_eq!(end.unwrap_err().reason(), "SIDECAR_UNREACHABLE");
     sidecar.ended().await;
 }
 

@@ -5,26 +5,33 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use keyward::{
+    api::Sessions,
     auth::{Grant, Identity, KekPattern, Permit, Policy, WhoPattern},
     backend::{Backend, Metered},
     cache::{Cache, CacheSettings},
-    client::{Client, Endpoint, TlsFiles, WrappedDek},
+    client::{Client, Delivery, Endpoint, TlsFiles, WrappedDek},
     clock,
     engine::{Engine, KekSpec, Kept},
     kek::{Algorithm, KekName, KeyRef, Mode, NewestDisabled},
     lease::Terms,
     observe::Metrics,
     op::Op,
-    secret::{Secret, shelves},
+    secret::{Locker, Secret, shelves},
     server::{self, Served, Settings, SetupError, SocketSettings, TcpSettings},
     wire::key_wrap_client::KeyWrapClient,
 };
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use tempfile::TempDir;
 use tokio::{
-    net::UnixStream,
+    net::{TcpStream, UnixStream},
     sync::{oneshot, watch},
     task::{JoinHandle, JoinSet},
 };
+use tokio_rustls::TlsConnector;
 use tonic::transport::{self, Channel, Uri};
 
 use super::{fake::Fake, pki::Pki};
@@ -52,6 +59,7 @@ pub struct Sidecar {
     pub pki: Pki,
     pub fake: Arc<Fake>,
     pub engine: Arc<Engine>,
+    pub sessions: Arc<Sessions>,
     pub policy: Arc<ArcSwap<Policy>>,
     pub metrics: Arc<Metrics>,
     pub ready: watch::Sender<bool>,
@@ -166,7 +174,9 @@ impl Sidecar {
             admin: Some("127.0.0.1:0".parse().unwrap()),
             key_events: true,
             connections: 2000,
+            sessions: 1024,
             connection_age,
+            session_age: HOUR,
             drain: Duration::from_secs(10),
         };
         change(&mut settings);
@@ -181,6 +191,8 @@ impl Sidecar {
         if keep_proven {
             background.spawn(keyward::engine::keep_proven(Arc::clone(&engine)));
         }
+        let keys = Locker::new(settings.sessions, true).unwrap();
+        let sessions = Sessions::new(keys, settings.session_age, Arc::clone(engine.sessions()));
         let policy = Arc::new(ArcSwap::from_pointee(policy()));
         let (ready, seen) = watch::channel(false);
         let (shutdown, stop) = oneshot::channel::<()>();
@@ -188,7 +200,8 @@ impl Sidecar {
         let served = tokio::spawn({
             let settings = settings.clone();
             let (engine, policy, metrics) = (engine.clone(), policy.clone(), metrics.clone());
-            let what = Served { engine, policy, metrics, ready: seen };
+            let sessions = Arc::clone(&sessions);
+            let what = Served { engine, sessions, policy, metrics, ready: seen };
             async move {
                 let stop = async { drop(stop.await) };
                 let tell = |at: &server::Listening| drop(listening.send(at.clone()));
@@ -206,6 +219,7 @@ impl Sidecar {
             pki,
             fake,
             engine,
+            sessions,
             policy,
             metrics,
             ready,
@@ -219,6 +233,7 @@ impl Sidecar {
     pub fn served(&self) -> Served {
         Served {
             engine: Arc::clone(&self.engine),
+            sessions: Arc::clone(&self.sessions),
             policy: Arc::clone(&self.policy),
             metrics: Arc::clone(&self.metrics),
             ready: self.ready.subscribe(),
@@ -231,13 +246,51 @@ impl Sidecar {
 
     /// Our client, over the Unix socket.
     pub fn client(&self) -> Client {
-        Client::new(&Endpoint::unix(self.socket())).unwrap()
+        Client::new(&Endpoint::unix(self.socket())).unwrap().failing_fast()
+    }
+
+    /// The same, with DEKs in the clear.
+    pub fn plain_client(&self) -> Client {
+        self.client().with_delivery(Delivery::Plain)
     }
 
     /// Our client, over TCP with these files.
     pub fn tls_client(&self, files: TlsFiles) -> Client {
         let uri = format!("https://{}", self.tcp);
-        Client::new(&Endpoint::tls(uri, files, Some("localhost".into()))).unwrap()
+        Client::new(&Endpoint::tls(uri, files, Some("localhost".into()))).unwrap().failing_fast()
+    }
+
+    /// The generated client over TCP with mutual TLS.
+    pub fn tls_raw(&self, files: &TlsFiles) -> KeyWrapClient<Channel> {
+        let pem = |path: &PathBuf| std::fs::read(path).unwrap();
+        let certificates = CertificateDer::pem_slice_iter(&pem(&files.certificate))
+            .collect::<Result<Vec<_>, _>>()
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&pem(&files.ca)).unwrap()).unwrap();
+        let mut config =
+            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_client_auth_cert(
+                    certificates,
+                    PrivateKeyDer::from_pem_slice(&pem(&files.key)).unwrap(),
+                )
+                .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (connector, tcp) = (TlsConnector::from(Arc::new(config)), self.tcp);
+        let endpoint = transport::Endpoint::from_static("http://localhost");
+        KeyWrapClient::new(endpoint.connect_with_connector_lazy(tower::service_fn(
+            move |_: Uri| {
+                let connector = connector.clone();
+                async move {
+                    let stream = TcpStream::connect(tcp).await?;
+                    let name = "localhost".try_into().unwrap();
+                    connector.connect(name, stream).await.map(TokioIo::new)
+                }
+            },
+        )))
     }
 
     /// A bare channel over the Unix socket, for what our client would not send.

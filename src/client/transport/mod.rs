@@ -64,14 +64,30 @@ const USER_AGENT: http::HeaderValue =
 pub(super) enum Failure {
     /// There is no connection.
     Connect(io::Error),
+    /// The sidecar did not read the call: it had said goodbye, or refused it.
+    Unread(h2::Error),
     /// The connection, or the call's part of it, ended.
     Broken(h2::Error),
+}
+
+impl Failure {
+    /// What became of a call that had begun.
+    fn of(error: h2::Error) -> Self {
+        // RFC 9113, sections 6.8 and 8.7: calls behind the last one that a GOAWAY names, and
+        // those that were refused, were not processed.
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        match error.is_remote() && (error.is_go_away() || refused) {
+            true => Self::Unread(error),
+            false => Self::Broken(error),
+        }
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connect(_) => "cannot connect",
+            Self::Unread(_) => "the call was not read",
             Self::Broken(_) => "the connection ended",
         })
     }
@@ -81,7 +97,7 @@ impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect(error) => Some(error),
-            Self::Broken(error) => Some(error),
+            Self::Unread(error) | Self::Broken(error) => Some(error),
         }
     }
 }
@@ -145,10 +161,10 @@ impl Shared {
             }
         };
         if let Some(first) = body.first.take() {
-            stream.send_data(first, body.whole).map_err(Failure::Broken)?;
+            stream.send_data(first, body.whole).map_err(Failure::of)?;
         }
         let pump = (!body.whole).then(|| Pump::start(stream, body.rest));
-        let (head, receive) = response.await.map_err(Failure::Broken)?.into_parts();
+        let (head, receive) = response.await.map_err(Failure::of)?.into_parts();
         let incoming = Incoming { receive, told: false, _pump: pump, _place: place };
         Ok(http::Response::from_parts(head, incoming))
     }

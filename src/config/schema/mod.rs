@@ -123,6 +123,7 @@ pub(super) static SERVER: Section = Section {
         &ADMIN,
         &KEY_EVENTS,
         &CONNECTION_AGE,
+        &SESSION_AGE,
         &DRAIN,
         &THREADS,
         &STATE,
@@ -178,6 +179,12 @@ pub(super) static CONNECTION_AGE: Key =
         "How long a connection lives, or up to a tenth less; calls in work get a minute more. Our\n\
          client opens another without an error; others have to send again what just missed it. It\n\
          bounds how long a DEK can stay in the buffers of a connection that it went over.",
+    );
+
+pub(super) static SESSION_AGE: Key =
+    Key::default("session_age", Kind::Duration { min: "1s", max: "24h" }, r#""10m""#).doc(
+        "How long a session of sealed delivery goes on. What was recorded of it cannot be opened\n\
+         with any key afterwards. Our client opens another before that.",
     );
 
 pub(super) static DRAIN: Key =
@@ -429,13 +436,19 @@ pub(super) static LIMITS: Section = Section {
     form: Form::Single,
     shown: false,
     doc: "Bounds.",
-    keys: &[&CONNECTIONS],
+    keys: &[&CONNECTIONS, &SEALED_SESSIONS],
 };
 
 pub(super) static CONNECTIONS: Key =
     Key::default("connections", Kind::Number { min: 1, max: 65_536 }, "4096").doc(
         "Connections at once. Beyond it new ones are closed at once. Each takes an open file; so\n\
              do up to 1024 of each listener whose peer is not known yet.",
+    );
+
+pub(super) static SEALED_SESSIONS: Key =
+    Key::default("sessions", Kind::Number { min: 4, max: 65_536 }, "4096").doc(
+        "Sessions of sealed delivery at once; one caller has at most a quarter of them, and a new\n\
+         one ends its oldest. Each takes 64 bytes of locked memory.",
     );
 
 pub(super) static POLICY: Section = Section {

@@ -19,6 +19,8 @@ pub struct Samples {
     pub guards: Vec<GuardSample>,
     /// Open connections of callers.
     pub connections: Option<u64>,
+    /// Open sessions of sealed delivery.
+    pub sessions: Option<u64>,
 }
 
 /// The cache of DEKs. What was evicted counts from the start of the process.

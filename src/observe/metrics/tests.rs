@@ -155,6 +155,7 @@ fn sources_are_asked_each_time_and_absent_ones_show_nothing() {
             refused,
         });
         samples.connections = Some(5);
+        samples.sessions = Some(3);
         let lease = |version: &str, age_seconds: Option<f64>, state| {
             let (kek, version) = ("orders".to_owned(), version.to_owned());
             let operation_age_seconds = age_seconds.map(|age| age + 1.0);
@@ -187,6 +188,7 @@ fn sources_are_asked_each_time_and_absent_ones_show_nothing() {
         (r#"keyward_backend_retries_total{backend="hsm"}"#, Some(2.0)),
         (r#"keyward_backend_refused_total{backend="hsm"}"#, Some(1.0)),
         ("keyward_connections", Some(5.0)),
+        ("keyward_sessions", Some(3.0)),
         (r#"keyward_lease_age_seconds{kek="orders",version="0a"}"#, Some(1.5)),
         (r#"keyward_lease_age_seconds{kek="orders",version="0b"}"#, None),
         (r#"keyward_lease_operation_age_seconds{kek="orders",version="0a"}"#, Some(2.5)),

@@ -172,6 +172,10 @@ impl State {
                 in_flight as f64,
             )?;
         }
+        if let Some(sessions) = samples.sessions {
+            let help = "Open sessions of sealed delivery";
+            page.gauge("keyward_sessions", help, sessions as f64)?;
+        }
         if let Some(connections) = samples.connections {
             page.gauge("keyward_connections", "Open connections of callers", connections as f64)?;
         }

@@ -1,0 +1,217 @@
+//! Sessions of sealed delivery with one sidecar: opened when the first DEK is to be sealed,
+//! and opened anew before the sidecar ends them, while the old one goes on.
+//!
+//! Invariants: at most one is opened at a time; nobody waits for the next one while this one
+//! is good; a sidecar that cannot open any is an error, and never a reason to send a DEK in
+//! the clear.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tonic::Request;
+
+use super::{Error, retry, transport::Transport};
+use crate::{
+    sealed::{self, About, Failure, MESSAGES_MAX, Offer},
+    secret::{Locker, Secret},
+    wire::{self, SealedDek, key_wrap_client::KeyWrapClient},
+};
+
+/// Shortest time that a session is good for.
+const AGE_MIN: Duration = Duration::from_millis(100);
+/// Longest.
+const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long opening the next session may take, which nobody waits for.
+const RENEW_WITHIN: Duration = Duration::from_secs(10);
+
+/// A session that is open.
+pub(super) struct Session {
+    keys: sealed::Session,
+    /// When the next one is opened.
+    renew: Instant,
+    /// When this one is not used any more.
+    ends: Instant,
+    messages: u64,
+    /// Messages of the sidecar, as their numbers tell.
+    received: AtomicU64,
+}
+
+impl Session {
+    pub(super) fn id(&self) -> &[u8] {
+        self.keys.id()
+    }
+
+    /// A DEK, sealed for the sidecar.
+    pub(super) fn seal(&self, dek: &Secret, about: About<'_>) -> Result<SealedDek, Error> {
+        let sealed::Sealed { number, ciphertext } =
+            self.keys.seal(dek, about).map_err(|failure| match failure {
+                Failure::Spent => Error::session_spent(),
+                failure => Error::sealing(&failure),
+            })?;
+        Ok(SealedDek { session: self.id().to_vec(), number, ciphertext })
+    }
+
+    /// A DEK that the sidecar sealed.
+    pub(super) fn open(
+        &self,
+        sealed: &SealedDek,
+        about: About<'_>,
+        memory: impl FnOnce(usize) -> Option<Secret>,
+    ) -> Result<Secret, Error> {
+        let SealedDek { session, number, ciphertext } = sealed;
+        if session != self.id() {
+            return Err(Error::answer_invalid("a DEK of another session"));
+        }
+        let dek = self.keys.open(*number, ciphertext, about, memory);
+        let dek = dek.map_err(|failure| match failure {
+            Failure::Memory => Error::locker_full(),
+            _ => Error::answer_invalid("a DEK that is not sealed for this request"),
+        })?;
+        self.received.fetch_max(number + 1, Ordering::Relaxed);
+        Ok(dek)
+    }
+
+    fn spent(&self) -> u64 {
+        self.keys.sealed().max(self.received.load(Ordering::Relaxed))
+    }
+
+    fn is_good(&self, now: Instant) -> bool {
+        now < self.ends && self.spent() < self.messages
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        now >= self.renew || self.spent() >= self.messages - self.messages / 4
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({} messages of {})", self.spent(), self.messages)
+    }
+}
+
+/// The sessions with one sidecar.
+#[derive(Default)]
+pub(super) struct Sessions {
+    current: Mutex<Option<Arc<Session>>>,
+    /// Held while one is opened, so that one does it for all.
+    opening: tokio::sync::Mutex<()>,
+    renewing: AtomicBool,
+}
+
+impl Sessions {
+    /// The session to seal under now, if there is a good one. The next one is opened in the
+    /// background when it is time.
+    pub(super) fn current(
+        self: &Arc<Self>,
+        client: &KeyWrapClient<Transport>,
+        locker: Option<&Locker>,
+    ) -> Option<Arc<Session>> {
+        let now = Instant::now();
+        let session = self.held().clone().filter(|session| session.is_good(now))?;
+        if session.is_due(now) && !self.renewing.swap(true, Ordering::Relaxed) {
+            let (sessions, client) = (Arc::clone(self), client.clone());
+            let locker = locker.cloned();
+            tokio::spawn(async move {
+                let _one_at_a_time = sessions.opening.lock().await;
+                // If it fails, whoever comes next tries again, for as long as there is time.
+                if let Ok(next) = open(client, locker.as_ref(), RENEW_WITHIN).await {
+                    *sessions.held() = Some(Arc::new(next));
+                }
+                sessions.renewing.store(false, Ordering::Relaxed);
+            });
+        }
+        Some(session)
+    }
+
+    /// The session to seal under now; opens one if there is none. `target` is the sidecar,
+    /// for messages.
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        client: &KeyWrapClient<Transport>,
+        locker: Option<&Locker>,
+        within: Duration,
+        target: &str,
+    ) -> Result<Arc<Session>, Error> {
+        if let Some(session) = self.current(client, locker) {
+            return Ok(session);
+        }
+        let _one_at_a_time = self.opening.lock().await;
+        if let Some(session) = self.current(client, locker) {
+            return Ok(session);
+        }
+        let opened = open(client.clone(), locker, within).await;
+        let session = Arc::new(opened.map_err(|trouble| trouble.error(target))?);
+        *self.held() = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Gives a session up that the sidecar does not know.
+    pub(super) fn forget(&self, session: &Arc<Session>) {
+        let mut held = self.held();
+        if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, session)) {
+            *held = None;
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a session was not opened.
+enum Trouble {
+    Said(tonic::Status),
+    Found(Error),
+}
+
+impl Trouble {
+    fn error(self, target: &str) -> Error {
+        match self {
+            Self::Said(status) => Error::from_status(&status, target),
+            Self::Found(error) => error,
+        }
+    }
+}
+
+async fn open(
+    mut client: KeyWrapClient<Transport>,
+    locker: Option<&Locker>,
+    within: Duration,
+) -> Result<Session, Trouble> {
+    let offer = Offer::new().map_err(|failure| Trouble::Found(Error::sealing(&failure)))?;
+    let message = wire::OpenSessionRequest { public_key: offer.public_key().to_vec() };
+    let mut request = Request::new(message);
+    request.set_timeout(within);
+    let asked = Instant::now();
+    let answer = client.open_session(request).await.map_err(Trouble::Said)?.into_inner();
+    let wire::OpenSessionResponse { session, public_key, sealed_keys, age, messages } = answer;
+    let memory = |len| match locker {
+        Some(locker) => locker.take(len),
+        None => Some(Secret::zeroed(len)),
+    };
+    let keys = offer.finish(&session, &public_key, &sealed_keys, memory);
+    let keys = keys.map_err(|failure| {
+        Trouble::Found(match failure {
+            Failure::Memory => Error::locker_full(),
+            _ => Error::answer_invalid("a session that cannot be opened"),
+        })
+    })?;
+    let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+    let age = age.clamp(AGE_MIN, AGE_MAX);
+    Ok(Session {
+        keys,
+        // A half to three quarters of its age, so that callers do not all come at once.
+        renew: asked + age.mul_f64(0.5 + 0.25 * retry::jitter()),
+        ends: asked + age,
+        messages: messages.clamp(1, MESSAGES_MAX),
+        received: AtomicU64::new(0),
+    })
+}

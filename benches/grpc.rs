@@ -193,6 +193,7 @@ async fn stream(
             wrapped: wrapped.clone(),
             context: context.clone(),
             session: session.clone(),
+            ..Default::default()
         }
     };
     let (send, items) = mpsc::unbounded_channel();

@@ -52,6 +52,12 @@ where
 pub const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/keyward.v1.descriptors.bin"));
 
+/// The metadata key with which a stream says what its items are for, and the one word that it
+/// may say: each is waited for, as a call is.
+pub const CLASS: &str = "keyward-class";
+/// See [`CLASS`].
+pub const FOREGROUND: &str = "foreground";
+
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "keyward";
 

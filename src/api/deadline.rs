@@ -34,9 +34,15 @@ pub(super) fn of_call(op: Op, given: Option<Instant>, now: Instant) -> Instant {
     given.map_or(now + op.spec().deadline, |given| given.min(now + CALL_MAX))
 }
 
-/// The deadline of one item of a stream that may go on for longer.
-pub(super) fn of_item(op: Op, stream: Option<Instant>, now: Instant) -> Instant {
-    let item = now + op.spec().deadline;
+/// The deadline of one item of a stream that may go on for longer; `timeout` is its own, if
+/// it has one.
+pub(super) fn of_item(
+    op: Op,
+    stream: Option<Instant>,
+    timeout: Option<Duration>,
+    now: Instant,
+) -> Instant {
+    let item = now + timeout.map_or(op.spec().deadline, |timeout| timeout.min(CALL_MAX));
     stream.map_or(item, |stream| stream.min(item))
 }
 
@@ -88,7 +94,10 @@ mod tests {
         assert_eq!(of_call(Op::Unwrap, None, now), now + Op::Unwrap.spec().deadline);
         assert_eq!(Some(of_call(Op::Unwrap, seconds(1), now)), seconds(1));
         assert_eq!(of_call(Op::Unwrap, seconds(86_400), now), now + CALL_MAX);
-        assert_eq!(of_item(Op::Unwrap, seconds(86_400), now), now + Op::Unwrap.spec().deadline);
-        assert_eq!(Some(of_item(Op::Unwrap, seconds(1), now)), seconds(1));
+        let usual = now + Op::Unwrap.spec().deadline;
+        assert_eq!(of_item(Op::Unwrap, seconds(86_400), None, now), usual);
+        assert_eq!(Some(of_item(Op::Unwrap, seconds(1), None, now)), seconds(1));
+        let own = |seconds| of_item(Op::Unwrap, None, Some(Duration::from_secs(seconds)), now);
+        assert_eq!([own(2), own(86_400)], [now + Duration::from_secs(2), now + CALL_MAX]);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Invariant: DEK bytes move out of the message into a [`Secret`] without a copy.
 
-use std::mem;
+use std::{mem, time::Duration};
 
 use crate::{
     envelope::{Dek, WrappedDek, check_dek_len},
@@ -23,6 +23,12 @@ pub(super) fn not_a_kek_name() -> Error {
 /// The DEK of a request. Leaves an empty one behind.
 pub(super) fn dek(bytes: &mut Vec<u8>) -> Result<Dek, Error> {
     Dek::parse(Secret::new(mem::take(bytes)))
+}
+
+/// How long an item may take.
+pub(super) fn timeout(timeout: prost_types::Duration) -> Result<Duration, Error> {
+    Duration::try_from(timeout)
+        .map_err(|_| Error::new(Reason::RequestInvalid, "the timeout of an item is negative"))
 }
 
 /// What a request is told that has its DEK both ways.

@@ -62,6 +62,7 @@ impl From<Error> for ItemError {
             code: code(error.reason()).into(),
             reason: error.reason().as_str().to_owned(),
             message: error.message().to_owned(),
+            fix: error.fix().unwrap_or_default().to_owned(),
             retry_after: retry_after(&error).map(|after| {
                 after.try_into().expect("retry hints are seconds, far below protobuf's bound")
             }),

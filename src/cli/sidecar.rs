@@ -77,6 +77,11 @@ impl SidecarArgs {
 
     /// The client itself, for whoever has a runtime, inside which this must be called.
     pub(super) fn client(&self) -> Result<Client, Failure> {
+        Ok(self.shared_client()?.with_calls_apart())
+    }
+
+    /// The same, whose callers share streams.
+    pub(super) fn shared_client(&self) -> Result<Client, Failure> {
         // Who types a command wants to know at once that nobody is there.
         let client = Client::new(&self.endpoint())?.failing_fast();
         Ok(match self.timeout {

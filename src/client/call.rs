@@ -25,12 +25,23 @@ pub(super) struct Attempt {
 impl Attempt {
     /// A message of it. `Err` if it is one that the sidecar would refuse, after it was sent.
     pub(super) fn request<Q: prost::Message>(&self, message: Q) -> Result<Request<Q>, Error> {
-        if message.encoded_len() > MESSAGE_MAX_BYTES {
-            return Err(Error::message_too_large());
-        }
+        self.check(&message)?;
         let mut request = Request::new(message);
         request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
         Ok(request)
+    }
+
+    /// `Err` if it is a message that the sidecar would refuse, after it was sent.
+    pub(super) fn check(&self, message: &impl prost::Message) -> Result<(), Error> {
+        match message.encoded_len() > MESSAGE_MAX_BYTES {
+            true => Err(Error::message_too_large()),
+            false => Ok(()),
+        }
+    }
+
+    /// What is left of its deadline, as items of streams say it.
+    pub(super) fn timeout(&self) -> Option<prost_types::Duration> {
+        left(self.deadline).try_into().ok()
     }
 
     /// What a status says.

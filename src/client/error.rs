@@ -94,11 +94,16 @@ impl Error {
             Some(Lost::Unread) => Trouble::NotTaken(None),
             Some(Lost::Broken) => Trouble::Broken,
             None if self.is_session_not_found() => Trouble::Session,
-            None if self.reason == Reason::ShuttingDown.as_str() => {
-                Trouble::NotTaken(self.retry_after)
-            }
+            None if self.is_of_who_leaves() => Trouble::NotTaken(self.retry_after),
             None => Trouble::Said(self.retry_after),
         }
+    }
+
+    /// Whether the sidecar says that it, or the connection, is about to go.
+    fn is_of_who_leaves(&self) -> bool {
+        [Reason::ShuttingDown, Reason::ConnectionEnding]
+            .iter()
+            .any(|reason| self.reason == reason.as_str())
     }
 
     pub(super) fn is_session_not_found(&self) -> bool {
@@ -195,9 +200,10 @@ impl Error {
     }
 
     pub(super) fn from_item(error: ItemError) -> Self {
-        let ItemError { code, reason, message, retry_after } = error;
+        let ItemError { code, reason, message, retry_after, fix } = error;
+        let fix = Some(fix).filter(|fix| !fix.is_empty());
         let retry_after = retry_after.and_then(|after| after.try_into().ok());
-        Self { reason, code: Code::from(code), message, fix: None, retry_after, lost: None }
+        Self { reason, code: Code::from(code), message, fix, retry_after, lost: None }
     }
 }
 

@@ -39,6 +39,7 @@ mod error;
 mod fleet;
 mod retry;
 mod session;
+mod shared;
 mod sidecar;
 mod streams;
 mod transport;
@@ -86,6 +87,8 @@ pub struct Client {
     deadline: Option<Duration>,
     /// Whether a sidecar that is not there is waited for.
     patient: bool,
+    /// Whether each unwrap is a call of its own.
+    apart: bool,
 }
 
 /// How DEKs go over the connection.
@@ -157,6 +160,7 @@ impl Client {
             locker: None,
             deadline: None,
             patient: true,
+            apart: false,
         })
     }
 
@@ -191,6 +195,14 @@ impl Client {
         self
     }
 
+    /// Has each unwrap be a call of its own. Otherwise those of all clones share streams, as far
+    /// as there is room on them, which is faster.
+    #[must_use]
+    pub fn with_calls_apart(mut self) -> Self {
+        self.apart = true;
+        self
+    }
+
     /// Wraps `dek`, 16 to 64 bytes, under the current version of `kek`. An empty
     /// `context` binds it to none.
     pub async fn wrap(&self, kek: &str, dek: &Secret, context: &[u8]) -> Result<WrappedDek, Error> {
@@ -216,6 +228,20 @@ impl Client {
     pub async fn unwrap(&self, wrapped: &WrappedDek, context: &[u8]) -> Result<Secret, Error> {
         let about = About { subject: &wrapped.ciphertext, context };
         let unwrap = |attempt: Attempt| async move {
+            if !self.apart {
+                let item = wire::UnwrapStreamRequest {
+                    id: 0,
+                    wrapped: Some(wrapped.clone()),
+                    context: context.to_vec(),
+                    session: attempt.session_id(),
+                    timeout: attempt.timeout(),
+                    cancel: false,
+                };
+                attempt.check(&item)?;
+                if let Some(answer) = attempt.sidecar.unwrap_shared(item).await {
+                    return self.received_item(answer?, attempt.session.as_deref(), about);
+                }
+            }
             let request = attempt.request(wire::UnwrapRequest {
                 wrapped: Some(wrapped.clone()),
                 context: context.to_vec(),

@@ -16,12 +16,16 @@ use super::{
     choice::{self, Standing},
     retry,
     session::{Session, Sessions},
+    shared::Shared,
     transport::Transport,
 };
 use crate::{
     op::MESSAGE_MAX_BYTES,
     secret::Locker,
-    wire::{admin_client::AdminClient, key_wrap_client::KeyWrapClient},
+    wire::{
+        UnwrapStreamRequest, UnwrapStreamResponse, admin_client::AdminClient,
+        key_wrap_client::KeyWrapClient,
+    },
 };
 
 /// How long a sidecar may take to say how it is.
@@ -29,6 +33,9 @@ const ASK_WITHIN: Duration = Duration::from_secs(5);
 
 /// One sidecar.
 pub(super) struct Sidecar {
+    transport: Transport,
+    /// Streams that callers share.
+    shared: Shared,
     stub: KeyWrapClient<Transport>,
     /// Over a connection of its own, opened when it is first needed: a purge closes those
     /// that carried DEKs, and would wait for itself on one.
@@ -52,7 +59,9 @@ impl Sidecar {
         Ok(Self {
             stub,
             admin,
-            health: HealthClient::new(transport),
+            health: HealthClient::new(transport.clone()),
+            transport,
+            shared: Shared::default(),
             sessions: Arc::default(),
             standing: Mutex::default(),
             target: endpoint.to_string().into(),
@@ -65,6 +74,14 @@ impl Sidecar {
 
     pub(super) fn admin(&self) -> AdminClient<Transport> {
         self.admin.clone()
+    }
+
+    /// Has one item unwrapped over a stream that is shared; `None` if no place is free there.
+    pub(super) async fn unwrap_shared(
+        &self,
+        item: UnwrapStreamRequest,
+    ) -> Option<Result<UnwrapStreamResponse, Error>> {
+        self.shared.ask(&self.transport, &self.target, item).await
     }
 
     /// For messages.

@@ -81,26 +81,20 @@ impl Client {
                 let items = items.map(|(id, Sent { item, session })| {
                     let Item { wrapped, context, .. } = item;
                     let session = session.map_or_else(Vec::new, |session| session.id().to_vec());
-                    wire::UnwrapStreamRequest { id, wrapped: Some(wrapped), context, session }
+                    wire::UnwrapStreamRequest {
+                        id,
+                        wrapped: Some(wrapped),
+                        context,
+                        session,
+                        ..Default::default()
+                    }
                 });
                 async move { client.unwrap_stream(request(items, timeout)).await }.boxed()
             },
             number: |answer: &wire::UnwrapStreamResponse| answer.id,
-            read: |mut answer, client, Sent { item, session }| {
+            read: |answer, client, Sent { item, session }| {
                 let about = About { subject: &item.wrapped.ciphertext, context: &item.context };
-                let session = session.as_deref();
-                match &mut answer.outcome {
-                    Some(unwrap_stream_response::Outcome::Dek(dek)) => {
-                        client.received(session, taken(dek), None, about)
-                    }
-                    Some(unwrap_stream_response::Outcome::Sealed(sealed)) => {
-                        client.received(session, Vec::new(), Some(sealed), about)
-                    }
-                    Some(unwrap_stream_response::Outcome::Error(error)) => {
-                        Err(Error::from_item(taken(error)))
-                    }
-                    None => Err(Error::answer_invalid("an item without an outcome")),
-                }
+                client.received_item(answer, session.as_deref(), about)
             },
         };
         Exchange::open(self.clone(), kind, items.boxed(), timeout).await
@@ -130,6 +124,29 @@ impl Client {
             },
         };
         Exchange::open(self.clone(), kind, items.boxed(), timeout).await
+    }
+}
+
+impl Client {
+    /// The DEK of an item, out of its answer.
+    pub(super) fn received_item(
+        &self,
+        mut answer: wire::UnwrapStreamResponse,
+        session: Option<&Session>,
+        about: About<'_>,
+    ) -> Result<Secret, Error> {
+        match &mut answer.outcome {
+            Some(unwrap_stream_response::Outcome::Dek(dek)) => {
+                self.received(session, taken(dek), None, about)
+            }
+            Some(unwrap_stream_response::Outcome::Sealed(sealed)) => {
+                self.received(session, Vec::new(), Some(sealed), about)
+            }
+            Some(unwrap_stream_response::Outcome::Error(error)) => {
+                Err(Error::from_item(taken(error)))
+            }
+            None => Err(Error::answer_invalid("an item without an outcome")),
+        }
     }
 }
 

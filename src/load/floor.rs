@@ -84,7 +84,9 @@ async fn echo(deks: &Arc<Deks>, plan: &Plan, length: Duration) -> Result<Floor, 
     let program = env::current_exe().map_err(failed)?;
     let server = Echo::start(&program).map_err(failed)?;
     // An echo has no keys to seal with.
-    let client = Client::new(&Endpoint::unix(server.path()))?.with_delivery(Delivery::Plain);
+    let client = Client::new(&Endpoint::unix(server.path()))?
+        .with_delivery(Delivery::Plain)
+        .with_calls_apart();
     let sidecar = Sidecar::echo(client);
     let connected = sidecar.unwrap(deks, 0).await;
     connected.map_err(|reason| failed(io::Error::other(reason)))?;

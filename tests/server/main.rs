@@ -15,6 +15,7 @@ mod revocation;
 mod rotation;
 mod rounds;
 mod sealed;
+mod shared;
 mod states;
 mod streams;
 mod tls;

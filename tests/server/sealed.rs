@@ -105,6 +105,7 @@ async fn the_wire_is_as_the_proto_file_says() {
         wrapped: Some(wrapped.clone()),
         context: context.clone(),
         session: client.id(),
+        ..Default::default()
     };
     let plain_item = wire::UnwrapStreamRequest { id: 10, session: vec![], ..item.clone() };
     let sent = stream::iter([item, plain_item]);

@@ -141,6 +141,7 @@ async fn a_client_that_does_not_read_is_not_worked_for() {
             wrapped: Some(wrapped.clone()),
             context: vec![],
             session: vec![],
+            ..Default::default()
         }
     });
     // The window that HTTP/2 starts with; whatever a client asks for, it holds itself.
@@ -213,12 +214,14 @@ async fn a_message_that_is_too_large_ends_its_stream_with_a_reason() {
         wrapped: Some(wrapped.clone()),
         context: vec![0; 70_000],
         session: vec![],
+        ..Default::default()
     };
     let good = wire::UnwrapStreamRequest {
         id: 1,
         wrapped: Some(wrapped),
         context: vec![],
         session: vec![],
+        ..Default::default()
     };
     let sent = stream::iter([good, large]).chain(stream::pending());
     let mut answers = sidecar.raw().unwrap_stream(sent).await.unwrap().into_inner();

@@ -23,7 +23,9 @@ use super::{
     unwrap::algorithms,
 };
 use crate::{
-    app, config,
+    app,
+    client::{Client, Delivery},
+    config,
     kek::{Algorithm, KeyRef},
     load::{
         self, Comparison, Deks, Direct, Floors, Gauge, Machine, Outcome, Plan, Report, Sidecar,
@@ -74,6 +76,15 @@ pub(super) struct Bench {
     #[arg(long, value_name = "NAME", requires = "key", conflicts_with = "kek",
           value_parser = algorithms())]
     algorithm: Option<Algorithm>,
+
+    /// Have DEKs delivered in the clear; without it they are sealed, as by our client
+    #[arg(long, requires = "kek")]
+    plain: bool,
+
+    /// Have the callers share streams, as those of our client do; without it each unwrap is a
+    /// call of its own
+    #[arg(long, requires = "kek")]
+    shared: bool,
 
     /// Leave the floors out, and with them the ratios
     #[arg(long)]
@@ -184,11 +195,17 @@ impl Bench {
         Err(found.into_iter().fold(failure, Failure::with_cause))
     }
 
+    fn client(&self) -> Result<Client, Failure> {
+        let delivery = if self.plain { Delivery::Plain } else { Delivery::Sealed };
+        let client = if self.shared { self.sidecar.shared_client() } else { self.sidecar.client() };
+        Ok(client?.with_delivery(delivery))
+    }
+
     fn measure(&self, runtime: &Runtime, task: Task) -> Result<Report, Failure> {
         let progress = Progress::start();
         runtime.block_on(async {
             let sidecar = match &self.kek {
-                Some(kek) => Some(Sidecar::new(self.sidecar.client()?, kek)),
+                Some(kek) => Some(Sidecar::new(self.client()?, kek)),
                 None => None,
             };
             match sidecar {

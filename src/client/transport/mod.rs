@@ -23,8 +23,8 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use h2::{
-    Ping, PingPong, RecvStream,
-    client::{Builder, Connection, SendRequest},
+    Ping, PingPong, RecvStream, SendStream,
+    client::{Builder, Connection, ResponseFuture, SendRequest},
 };
 use http_body::Frame;
 use tokio::{
@@ -38,6 +38,7 @@ use tonic::{
 };
 
 use super::endpoint::{Connector, Wire};
+use crate::wire;
 use outgoing::{Outgoing, Pump};
 
 /// How long connecting may take, with the TLS handshake.
@@ -59,6 +60,10 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const USER_AGENT: http::HeaderValue =
     http::HeaderValue::from_static(concat!("keyward-client/", env!("CARGO_PKG_VERSION")));
 
+const GRPC: http::HeaderValue = http::HeaderValue::from_static("application/grpc");
+const TRAILERS: http::HeaderValue = http::HeaderValue::from_static("trailers");
+const FOREGROUND: http::HeaderValue = http::HeaderValue::from_static(wire::FOREGROUND);
+
 /// Why a call did not come to an answer.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -72,7 +77,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// What became of a call that had begun.
-    fn of(error: h2::Error) -> Self {
+    pub(super) fn of(error: h2::Error) -> Self {
         // RFC 9113, sections 6.8 and 8.7: calls behind the last one that a GOAWAY names, and
         // those that were refused, were not processed.
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
@@ -126,6 +131,24 @@ impl Transport {
     }
 }
 
+impl Transport {
+    /// Opens a call of the method at `path` for who sends and reads its messages by himself.
+    /// It has no deadline, and somebody waits for each of its messages.
+    pub(super) async fn open_stream(
+        &self,
+        path: &'static str,
+    ) -> Result<(SendStream<Bytes>, ResponseFuture), Failure> {
+        let mut request = http::Request::post(path).body(()).expect("a path");
+        let headers = request.headers_mut();
+        headers.insert(http::header::CONTENT_TYPE, GRPC);
+        headers.insert(http::header::TE, TRAILERS);
+        headers.insert(wire::CLASS, FOREGROUND);
+        let head = self.0.head(request.into_parts().0);
+        let (answer, stream) = self.0.begin(&head).await?;
+        Ok((stream, answer))
+    }
+}
+
 impl Service<http::Request<Body>> for Transport {
     type Response = http::Response<Incoming>;
     type Error = Failure;
@@ -151,15 +174,7 @@ impl Shared {
         let (head, body) = request.into_parts();
         let mut body = Outgoing::begin(body).await;
         let head = self.head(head);
-        let (response, mut stream) = loop {
-            let (mut sender, fresh) = self.sender().await?;
-            match sender.send_request(head.clone(), false) {
-                Ok(sent) => break sent,
-                // Nothing of it left.
-                Err(_) if !fresh => self.forget(),
-                Err(error) => return Err(Failure::Broken(error)),
-            }
-        };
+        let (response, mut stream) = self.begin(&head).await?;
         if let Some(first) = body.first.take() {
             stream.send_data(first, body.whole).map_err(Failure::of)?;
         }
@@ -167,6 +182,22 @@ impl Shared {
         let (head, receive) = response.await.map_err(Failure::of)?.into_parts();
         let incoming = Incoming { receive, told: false, _pump: pump, _place: place };
         Ok(http::Response::from_parts(head, incoming))
+    }
+
+    /// Queues the head of a call.
+    async fn begin(
+        &self,
+        head: &http::Request<()>,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
+        loop {
+            let (mut sender, fresh) = self.sender().await?;
+            match sender.send_request(head.clone(), false) {
+                Ok(sent) => return Ok(sent),
+                // Nothing of it left.
+                Err(_) if !fresh => self.forget(),
+                Err(error) => return Err(Failure::Unread(error)),
+            }
+        }
     }
 
     fn head(&self, head: http::request::Parts) -> http::Request<()> {

@@ -312,7 +312,9 @@ fn closed() -> Status {
 }
 
 fn status_of(failure: Failure) -> Status {
-    Status::from_error(Box::new(failure))
+    let mut status = Status::unavailable(failure.to_string());
+    status.set_source(Arc::new(failure));
+    status
 }
 
 fn invalid(what: &'static str) -> Status {

@@ -109,14 +109,15 @@ impl Lane {
             return Ok(live);
         }
         let (send, answers) = transport.open_stream(PATH).await?;
+        let (used, unused) = oneshot::channel();
         let live = Arc::new(Live {
             send: Mutex::new(send),
             waiting: Mutex::default(),
             places: Arc::new(Semaphore::new(PLACES)),
+            _used: used,
         });
         *self.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&live));
-        // With the last client ends the stream.
-        tokio::spawn(read(Arc::downgrade(&live), answers));
+        tokio::spawn(read(Arc::downgrade(&live), answers, unused));
         Ok(live)
     }
 
@@ -132,6 +133,8 @@ struct Live {
     send: Mutex<SendStream<Bytes>>,
     waiting: Mutex<Waiting>,
     places: Arc<Semaphore>,
+    /// Dropped with it, when the last client is gone.
+    _used: oneshot::Sender<()>,
 }
 
 /// Who waits for what.
@@ -253,9 +256,13 @@ impl Live {
 }
 
 /// Reads answers until the stream has ended.
-async fn read(live: Weak<Live>, answers: ResponseFuture) {
-    let ended = match read_all(&live, answers).await {
-        Ok(status) | Err(status) => status,
+async fn read(live: Weak<Live>, answers: ResponseFuture, unused: oneshot::Receiver<()>) {
+    let ended = tokio::select! {
+        ended = read_all(&live, answers) => match ended {
+            Ok(status) | Err(status) => status,
+        },
+        // With the last client ends the stream, and its connection.
+        _gone = unused => return,
     };
     if let Some(live) = live.upgrade() {
         live.end(ended);

@@ -258,6 +258,7 @@ async fn sealed_delivery_leaves_nothing_in_the_buffers_of_open_connections() {
     let found = sidecar.scan(&traffic.sought);
     assert_only_cached(&sidecar, &traffic, &found).await;
     // Nothing is left of them after a purge, which ends sessions and no connection.
+    sidecar.until("keyward_connections", CARRIERS).await;
     let mut admin = AdminClient::new(sidecar.channel());
     let request = PurgeCacheRequest { kek: String::new() };
     let purged = admin.purge_cache(request).await.expect("a purge").into_inner();

@@ -82,6 +82,21 @@ async fn who_leaves_gives_its_place_back_once_it_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_the_last_client_ends_the_connection() {
+    let sidecar = Sidecar::start().await;
+    let client = sidecar.client();
+    let wrapped = client.wrap("orders", &dek(), b"").await.unwrap();
+    let other = client.clone();
+    client.unwrap(&wrapped, b"").await.unwrap();
+    let connections = || sidecar.metrics.render().contains("\nkeyward_connections 1");
+    assert!(connections());
+    drop(client);
+    other.unwrap(&wrapped, b"").await.unwrap();
+    drop(other);
+    eventually("the connection has ended", || !connections()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shared_stream_outlives_its_connections() {
     let parts = Parts { connection_age: Duration::from_millis(300), ..Parts::default() };
     let sidecar = Sidecar::start_of(parts, |_| {}).await;

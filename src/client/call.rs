@@ -1,9 +1,9 @@
 //! One call: which sidecar, under which session, how often, and until when.
 
-use std::{future::Future, mem, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
 use super::{Client, Delivery, Error, deadline, retry, session::Session, sidecar::Sidecar};
 use crate::{
@@ -14,7 +14,6 @@ use crate::{
 };
 
 /// One attempt at a call.
-#[derive(Clone)]
 pub(super) struct Attempt {
     pub(super) sidecar: Arc<Sidecar>,
     /// If DEKs are to be sealed.
@@ -27,7 +26,7 @@ impl Attempt {
     pub(super) fn request<Q: prost::Message>(&self, message: Q) -> Result<Request<Q>, Error> {
         self.check(&message)?;
         let mut request = Request::new(message);
-        request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
+        request.set_timeout(left(self.deadline));
         Ok(request)
     }
 
@@ -44,14 +43,58 @@ impl Attempt {
         left(self.deadline).try_into().ok()
     }
 
-    /// What a status says.
-    pub(super) fn error(&self, status: &Status) -> Error {
-        Error::from_status(status, self.sidecar.target())
+    /// What the sidecar answered.
+    pub(super) fn answer<A>(&self, answer: Result<Response<A>, Status>) -> Result<A, Error> {
+        let error = |status| Error::from_status(&status, self.sidecar.target());
+        answer.map(Response::into_inner).map_err(error)
     }
 
     /// The name of its session in requests; empty if there is none.
     pub(super) fn session_id(&self) -> Vec<u8> {
         self.session.as_ref().map_or_else(Vec::new, |session| session.id().to_vec())
+    }
+}
+
+/// The attempts at one call, or at one stream, and what the last of them came to.
+#[derive(Default)]
+pub(super) struct Tries {
+    attempts: retry::Attempts,
+    last: Option<Error>,
+}
+
+impl Tries {
+    /// The sidecar for the next one.
+    pub(super) fn pick(&self, client: &Client) -> Arc<Sidecar> {
+        client.fleet.pick(self.attempts.all())
+    }
+
+    /// An answer came, to one of many that go the same way.
+    pub(super) fn answered(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Waits until the next attempt, after one at `sidecar` failed with `error`. `Err` says
+    /// why if there is none.
+    pub(super) async fn after(
+        &mut self,
+        client: &Client,
+        op: Op,
+        sidecar: &Arc<Sidecar>,
+        error: Error,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        sidecar.failed_with(&error);
+        let (trouble, others) = (error.trouble(), client.fleet.others_up(sidecar));
+        let (left, jitter) = (left(deadline), retry::jitter());
+        let pause = self.attempts.next(op, trouble, others, client.patient, left, jitter);
+        let Some(pause) = pause else {
+            // That nobody is there now says less than what was said before.
+            let unsent = trouble == retry::Trouble::NotSent;
+            return Err(self.last.take().filter(|_| unsent).unwrap_or(error));
+        };
+        self.last = Some(error);
+        sleep(pause).await;
+        Ok(())
     }
 }
 
@@ -65,23 +108,10 @@ impl Client {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let within = self.deadline.unwrap_or(op.spec().deadline);
-        self.call_until(op, deadline(within), attempt).await
-    }
-
-    pub(super) async fn call_until<T, F>(
-        &self,
-        op: Op,
-        deadline: Instant,
-        attempt: impl Fn(Attempt) -> F,
-    ) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, Error>>,
-    {
-        let mut attempts = retry::Attempts::default();
-        let mut last: Option<Error> = None;
+        let deadline = deadline(self.deadline.unwrap_or(op.spec().deadline));
+        let mut tries = Tries::default();
         loop {
-            let sidecar = self.fleet.pick(attempts.all());
+            let sidecar = tries.pick(self);
             let one = self.attempt_at(op, &sidecar, deadline, &attempt);
             let error = match timeout_at(deadline, one).await {
                 Ok(Ok(answer)) => {
@@ -90,20 +120,9 @@ impl Client {
                 }
                 Ok(Err(error)) => error,
                 // What kept it from an answer says more than that there is none.
-                Err(_elapsed) => return Err(last.unwrap_or_else(Error::deadline_exceeded)),
+                Err(_elapsed) => return Err(tries.last.unwrap_or_else(Error::deadline_exceeded)),
             };
-            sidecar.failed_with(&error);
-            let others = self.fleet.others_up(&sidecar);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let pause =
-                attempts.next(op, error.trouble(), others, self.patient, left, retry::jitter());
-            let Some(pause) = pause else {
-                // That nobody is there now says less than what was said before.
-                let unsent = error.trouble() == retry::Trouble::NotSent;
-                return Err(last.filter(|_| unsent).unwrap_or(error));
-            };
-            last = Some(error);
-            sleep(pause).await;
+            tries.after(self, op, &sidecar, error, deadline).await?;
         }
     }
 
@@ -117,10 +136,7 @@ impl Client {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let session = match self.seals(op) {
-            true => Some(sidecar.session(self.locker.as_ref(), deadline).await?),
-            false => None,
-        };
+        let session = self.session(op, sidecar, deadline).await?;
         let sealed_under = session.clone();
         let answer = attempt(Attempt { sidecar: Arc::clone(sidecar), session, deadline }).await;
         if let (Err(error), Some(session)) = (&answer, sealed_under)
@@ -131,32 +147,22 @@ impl Client {
         answer
     }
 
-    /// Whether the DEKs of an operation are sealed.
-    pub(super) fn seals(&self, op: Op) -> bool {
-        self.delivery == Delivery::Sealed && op.carries_dek()
+    /// The session that the DEKs of an operation are sealed under, if they are to be.
+    pub(super) async fn session(
+        &self,
+        op: Op,
+        sidecar: &Sidecar,
+        deadline: Instant,
+    ) -> Result<Option<Arc<Session>>, Error> {
+        match self.delivery == Delivery::Sealed && op.carries_dek() {
+            true => sidecar.session(self.locker.as_ref(), deadline).await.map(Some),
+            false => Ok(None),
+        }
     }
 
     /// A DEK out of an answer.
     pub(super) fn received(
         &self,
-        session: Option<&Session>,
-        plain: Vec<u8>,
-        sealed: Option<&SealedDek>,
-        about: About<'_>,
-    ) -> Result<Secret, Error> {
-        Receiver { locker: self.locker.as_ref() }.received(session, plain, sealed, about)
-    }
-}
-
-/// Where received DEKs go.
-#[derive(Clone, Copy)]
-pub(super) struct Receiver<'a> {
-    pub(super) locker: Option<&'a Locker>,
-}
-
-impl Receiver<'_> {
-    pub(super) fn received(
-        self,
         session: Option<&Session>,
         plain: Vec<u8>,
         sealed: Option<&SealedDek>,
@@ -168,7 +174,7 @@ impl Receiver<'_> {
             // A sidecar that answers in the clear what was to be sealed is not to be trusted
             // with the next question.
             (Some(session), Some(sealed)) if plain.is_empty() => {
-                session.open(sealed, about, |len| self.memory(len))?
+                session.open(sealed, about, |len| self.room(len))?
             }
             _ => return Err(Error::answer_invalid("a DEK that is delivered in another way")),
         };
@@ -179,33 +185,25 @@ impl Receiver<'_> {
     }
 
     /// A DEK that came in the clear, where DEKs are to be kept.
-    fn kept(self, plain: Secret) -> Result<Secret, Error> {
+    fn kept(&self, plain: Secret) -> Result<Secret, Error> {
         if self.locker.is_none() || plain.len() > DEK_MAX_BYTES {
             return Ok(plain);
         }
-        let mut dek = self.memory(plain.len()).ok_or_else(Error::locker_full)?;
+        let mut dek = self.room(plain.len()).ok_or_else(Error::locker_full)?;
         dek.expose_mut().copy_from_slice(plain.expose());
         Ok(dek)
     }
 
     /// Room for a DEK. `None` if there is no more, or no DEK is so long.
-    fn memory(self, len: usize) -> Option<Secret> {
-        if len > DEK_MAX_BYTES {
-            return None;
-        }
-        match self.locker {
-            Some(locker) => locker.take(len),
-            None => Some(Secret::zeroed(len)),
+    fn room(&self, len: usize) -> Option<Secret> {
+        match len > DEK_MAX_BYTES {
+            true => None,
+            false => Locker::room(self.locker.as_ref(), len),
         }
     }
 }
 
-/// Takes a field out of a message that wipes itself.
-pub(super) fn taken<T: Default>(field: &mut T) -> T {
-    mem::take(field)
-}
-
-/// How long a stream or a watch may take to be opened.
+/// What is left until a deadline.
 pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }

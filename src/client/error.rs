@@ -110,11 +110,6 @@ impl Error {
         self.reason == Reason::SessionNotFound.as_str()
     }
 
-    /// Whether it says that a connection ended, and no more than that.
-    pub(super) fn is_of_the_connection(&self) -> bool {
-        self.lost.is_some() || self.reason == Reason::ConnectionEnding.as_str()
-    }
-
     /// A session that has sealed all that it may: another is to be used.
     pub(super) fn session_spent() -> Self {
         let reason = Reason::SessionNotFound.as_str();

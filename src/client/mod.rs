@@ -45,7 +45,7 @@ mod streams;
 mod transport;
 mod watch;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -56,7 +56,7 @@ pub use streams::{Answer, Answers, Item};
 pub use tonic::Code;
 pub use watch::Events;
 
-use call::{Attempt, taken};
+use call::Attempt;
 use fleet::Fleet;
 
 pub use crate::{
@@ -218,10 +218,9 @@ impl Client {
                 sealed,
             };
             let request = attempt.request(message)?;
-            let answer = attempt.sidecar.stub().wrap(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.stub().wrap(request).await)
         };
-        self.call(Op::Wrap, wrap).await?.into_inner().wrapped.ok_or_else(no_wrapped)
+        self.call(Op::Wrap, wrap).await?.wrapped.ok_or_else(no_wrapped)
     }
 
     /// Unwraps with the KEK version that `wrapped` names.
@@ -247,9 +246,8 @@ impl Client {
                 context: context.to_vec(),
                 session: attempt.session_id(),
             })?;
-            let answer = attempt.sidecar.stub().unwrap(request).await;
-            let mut answer = answer.map_err(|status| attempt.error(&status))?.into_inner();
-            let dek = taken(&mut answer.dek);
+            let mut answer = attempt.answer(attempt.sidecar.stub().unwrap(request).await)?;
+            let dek = mem::take(&mut answer.dek);
             self.received(attempt.session.as_deref(), dek, answer.sealed.as_ref(), about)
         };
         self.call(Op::Unwrap, unwrap).await
@@ -268,11 +266,10 @@ impl Client {
                 ..generate_request(kek, len, context)
             };
             let request = attempt.request(message)?;
-            let answer = attempt.sidecar.stub().generate_dek(request).await;
-            let mut answer = answer.map_err(|status| attempt.error(&status))?.into_inner();
+            let mut answer = attempt.answer(attempt.sidecar.stub().generate_dek(request).await)?;
             let wrapped = answer.wrapped.take().ok_or_else(no_wrapped)?;
             let about = About { subject: &wrapped.ciphertext, context };
-            let dek = taken(&mut answer.dek);
+            let dek = mem::take(&mut answer.dek);
             let dek =
                 self.received(attempt.session.as_deref(), dek, answer.sealed.as_ref(), about)?;
             Ok((dek, wrapped))
@@ -297,10 +294,9 @@ impl Client {
                 ..generate_request(kek, len, context)
             };
             let request = attempt.request(message)?;
-            let answer = attempt.sidecar.stub().generate_dek(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.stub().generate_dek(request).await)
         };
-        let mut answer = self.call(Op::Generate, generate).await?.into_inner();
+        let mut answer = self.call(Op::Generate, generate).await?;
         answer.wrapped.take().ok_or_else(no_wrapped)
     }
 
@@ -311,24 +307,18 @@ impl Client {
                 wrapped: Some(wrapped.clone()),
                 context: context.to_vec(),
             })?;
-            let answer = attempt.sidecar.stub().rewrap(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.stub().rewrap(request).await)
         };
-        rewrapped(self.call(Op::Rewrap, rewrap).await?.into_inner())
+        rewrapped(self.call(Op::Rewrap, rewrap).await?)
     }
 
     /// What the sidecar knows of one KEK.
     pub async fn get_kek(&self, name: &str) -> Result<Kek, Error> {
         let get = |attempt: Attempt| async move {
             let request = attempt.request(wire::GetKekRequest { name: name.to_owned() })?;
-            let answer = attempt.sidecar.stub().get_kek(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.stub().get_kek(request).await)
         };
-        self.call(Op::Describe, get)
-            .await?
-            .into_inner()
-            .kek
-            .ok_or_else(|| Error::answer_invalid("no KEK"))
+        self.call(Op::Describe, get).await?.kek.ok_or_else(|| Error::answer_invalid("no KEK"))
     }
 
     /// What the sidecar knows of every KEK that we may describe, by name.
@@ -338,10 +328,9 @@ impl Client {
             let after = keks.last().map_or("", |kek| &kek.name);
             let list = |attempt: Attempt| async move {
                 let request = attempt.request(wire::ListKeksRequest { after: after.to_owned() })?;
-                let answer = attempt.sidecar.stub().list_keks(request).await;
-                answer.map_err(|status| attempt.error(&status))
+                attempt.answer(attempt.sidecar.stub().list_keks(request).await)
             };
-            let response = self.call(Op::Describe, list).await?.into_inner();
+            let response = self.call(Op::Describe, list).await?;
             let progress = response.keks.first().is_some_and(|kek| *kek.name > *after);
             keks.extend(response.keks);
             if !response.more {
@@ -365,10 +354,9 @@ impl Client {
         let purge = |attempt: Attempt| async move {
             let request = attempt
                 .request(wire::PurgeCacheRequest { kek: kek.unwrap_or_default().to_owned() })?;
-            let answer = attempt.sidecar.admin().purge_cache(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.admin().purge_cache(request).await)
         };
-        let response = self.call(Op::Purge, purge).await?.into_inner();
+        let response = self.call(Op::Purge, purge).await?;
         let wire::PurgeCacheResponse { deks, connections, left_open, sessions } = response;
         Ok(Purged { deks, connections, left_open, sessions })
     }
@@ -379,10 +367,9 @@ impl Client {
     pub async fn revoke(&self, kek: &str) -> Result<Revoked, Error> {
         let revoke = |attempt: Attempt| async move {
             let request = attempt.request(wire::RevokeKekRequest { kek: kek.to_owned() })?;
-            let answer = attempt.sidecar.admin().revoke_kek(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.admin().revoke_kek(request).await)
         };
-        let response = self.call(Op::Revoke, revoke).await?.into_inner();
+        let response = self.call(Op::Revoke, revoke).await?;
         let wire::RevokeKekResponse { deks, connections, left_open, kept, sessions } = response;
         Ok(Revoked { purged: Purged { deks, connections, left_open, sessions }, kept })
     }
@@ -392,10 +379,9 @@ impl Client {
     pub async fn restore(&self, kek: &str) -> Result<(), Error> {
         let restore = |attempt: Attempt| async move {
             let request = attempt.request(wire::RestoreKekRequest { kek: kek.to_owned() })?;
-            let answer = attempt.sidecar.admin().restore_kek(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.admin().restore_kek(request).await)
         };
-        let wire::RestoreKekResponse {} = self.call(Op::Restore, restore).await?.into_inner();
+        let wire::RestoreKekResponse {} = self.call(Op::Restore, restore).await?;
         Ok(())
     }
 
@@ -409,10 +395,9 @@ impl Client {
         let reload = |attempt: Attempt| async move {
             let request =
                 attempt.request(wire::ReloadRequest { kek: kek.unwrap_or_default().to_owned() })?;
-            let answer = attempt.sidecar.admin().reload(request).await;
-            answer.map_err(|status| attempt.error(&status))
+            attempt.answer(attempt.sidecar.admin().reload(request).await)
         };
-        let response = self.call(Op::Reload, reload).await?.into_inner();
+        let response = self.call(Op::Reload, reload).await?;
         let reloaded = response.keks.into_iter().map(|reloaded| Reloaded {
             kek: reloaded.kek,
             current: match reloaded.error {

@@ -110,11 +110,6 @@ impl Attempts {
         // An attempt that cannot be answered in time is not made.
         (pause < left).then_some(pause)
     }
-
-    /// An answer came, to one of many that go the same way.
-    pub(super) fn answered(&mut self) {
-        *self = Self::default();
-    }
 }
 
 /// A number from 0 to 1. Good enough to spread callers, and for nothing else.

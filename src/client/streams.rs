@@ -14,6 +14,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -25,12 +26,12 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, BoxStream, Fuse},
 };
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Client, Error, Rewrapped, WrappedDek,
-    call::{left, taken},
+    call::{Tries, left},
     deadline, retry, rewrapped,
     session::Session,
     sidecar::Sidecar,
@@ -137,13 +138,13 @@ impl Client {
     ) -> Result<Secret, Error> {
         match &mut answer.outcome {
             Some(unwrap_stream_response::Outcome::Dek(dek)) => {
-                self.received(session, taken(dek), None, about)
+                self.received(session, mem::take(dek), None, about)
             }
             Some(unwrap_stream_response::Outcome::Sealed(sealed)) => {
                 self.received(session, Vec::new(), Some(sealed), about)
             }
             Some(unwrap_stream_response::Outcome::Error(error)) => {
-                Err(Error::from_item(taken(error)))
+                Err(Error::from_item(mem::take(error)))
             }
             None => Err(Error::answer_invalid("an item without an outcome")),
         }
@@ -174,9 +175,7 @@ struct Exchange<A, T> {
     kind: Kind<A, T>,
     deadline: Instant,
     outbox: Arc<Mutex<Outbox>>,
-    attempts: retry::Attempts,
-    /// What was said when it last ended without an answer since.
-    said: Option<Error>,
+    tries: Tries,
     /// To whom it is open, and what comes from there.
     open: Option<(Arc<Sidecar>, Streaming<A>)>,
 }
@@ -189,9 +188,8 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
         timeout: Duration,
     ) -> Result<Answers<T>, Error> {
         let outbox = Arc::new(Mutex::new(Outbox::new(items)));
-        let (deadline, attempts) = (deadline(timeout), retry::Attempts::default());
-        let mut exchange =
-            Self { client, kind, deadline, outbox, attempts, said: None, open: None };
+        let (deadline, tries) = (deadline(timeout), Tries::default());
+        let mut exchange = Self { client, kind, deadline, outbox, tries, open: None };
         // What can be told before the first answer is told here.
         exchange.opened().await?;
         let next = |exchange: Option<Self>| async move {
@@ -240,15 +238,14 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
             lock(&self.outbox).unanswered.insert(number, sent);
             return Ok(Err(ended));
         }
-        self.attempts.answered();
-        self.said = None;
+        self.tries.answered();
         Ok(Ok(Answer { id: sent.item.id, outcome }))
     }
 
     /// The stream; opens it if it is not, if that takes more than one attempt too.
     async fn opened(&mut self) -> Result<&mut (Arc<Sidecar>, Streaming<A>), Error> {
         while self.open.is_none() {
-            let sidecar = self.client.fleet.pick(self.attempts.all());
+            let sidecar = self.tries.pick(&self.client);
             match timeout_at(self.deadline, self.open_at(&sidecar)).await {
                 Ok(Ok(answers)) => {
                     sidecar.did_well();
@@ -263,10 +260,7 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
 
     async fn open_at(&self, sidecar: &Arc<Sidecar>) -> Result<Streaming<A>, Error> {
         let locker = self.client.locker.clone();
-        let session = match self.client.seals(self.kind.op) {
-            true => Some(sidecar.session(locker.as_ref(), self.deadline).await?),
-            false => None,
-        };
+        let session = self.client.session(self.kind.op, sidecar, self.deadline).await?;
         let (run, outbox) = (lock(&self.outbox).run, Arc::clone(&self.outbox));
         let fresh = session.map(|session| {
             let sidecar = Arc::clone(sidecar);
@@ -293,23 +287,11 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     /// Waits until the stream can be opened again. `Err` if `error` says more than that its
     /// connection or session ended, or there were attempts enough.
     async fn go_on(&mut self, sidecar: &Arc<Sidecar>, error: Error) -> Result<(), Error> {
-        sidecar.failed_with(&error);
-        let trouble = error.trouble();
-        let ended = !matches!(trouble, retry::Trouble::Said(_)) || error.is_of_the_connection();
-        if !ended {
+        if matches!(error.trouble(), retry::Trouble::Said(_)) {
             return Err(error);
         }
-        let (others, left) = (self.client.fleet.others_up(sidecar), left(self.deadline));
-        let (patient, jitter) = (self.client.patient, retry::jitter());
-        let pause = self.attempts.next(self.kind.op, trouble, others, patient, left, jitter);
-        let Some(pause) = pause else {
-            // That nobody is there now says less than what was said before.
-            let unsent = trouble == retry::Trouble::NotSent;
-            return Err(self.said.take().filter(|_| unsent).unwrap_or(error));
-        };
-        self.said = Some(error);
+        self.tries.after(&self.client, self.kind.op, sidecar, error, self.deadline).await?;
         // The old connection takes no new stream; the next one is another.
-        sleep(pause).await;
         lock(&self.outbox).start_again();
         Ok(())
     }

@@ -56,10 +56,8 @@ impl Watch {
         let watch = |attempt: Attempt| async move {
             // It goes on for longer than opening it may take.
             let request = Request::new(WatchKeksRequest { names: names.clone() });
-            match attempt.sidecar.stub().watch_keks(request).await {
-                Ok(answer) => Ok((attempt.sidecar, answer.into_inner())),
-                Err(status) => Err(attempt.error(&status)),
-            }
+            let events = attempt.answer(attempt.sidecar.stub().watch_keks(request).await)?;
+            Ok((attempt.sidecar, events))
         };
         self.client.call(Op::Describe, watch).await
     }
@@ -79,9 +77,7 @@ impl Watch {
                 Err(status) => Error::from_status(&status, sidecar.target()),
             };
             sidecar.failed_with(&error);
-            let stops = matches!(error.trouble(), retry::Trouble::NotTaken(_));
-            let ended = stops || error.is_of_the_connection();
-            if !ended || self.quiet > retry::ATTEMPTS_MAX {
+            if !error.trouble().is_of_the_sidecar() || self.quiet > retry::ATTEMPTS_MAX {
                 return Err(error);
             }
             told = self.open().await?;

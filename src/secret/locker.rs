@@ -54,6 +54,15 @@ impl Locker {
         Some(Secret::locked(Slot { part: Some(part), len, home: Arc::clone(&self.0) }))
     }
 
+    /// Room for a secret in `locker`, or on the heap if there is none. `None` if every slot is
+    /// taken.
+    pub fn room(locker: Option<&Self>, len: usize) -> Option<Secret> {
+        match locker {
+            Some(locker) => locker.take(len),
+            None => Some(Secret::zeroed(len)),
+        }
+    }
+
     /// How many more secrets it takes.
     pub fn free(&self) -> usize {
         self.0.free().len()

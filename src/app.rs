@@ -262,7 +262,11 @@ fn check_nofile(limit: Option<u64>, needed: u64) {
 fn build_cache(config: &CacheConfig) -> Result<Cache, StartError> {
     let CacheConfig { settings, allow_unlocked, .. } = *config;
     let (count, slots) = Cache::layout(settings.capacity);
-    let (shelves, protection) = secret::shelves(count, slots, allow_unlocked).map_err(no_memory)?;
+    let (shelves, protection) = secret::shelves(count, slots, allow_unlocked).map_err(|error| {
+        let less = "lower the capacity in [cache]; `allow_unlocked = true` there accepts that \
+                        DEKs may reach swap";
+        no_memory(&error, less)
+    })?;
     let memory = protection.as_str();
     match protection {
         Protection::Unlocked => warn!(memory, "cached DEKs may be written to swap"),
@@ -278,19 +282,18 @@ fn build_sessions(
     allow_unlocked: bool,
     engine: &Engine,
 ) -> Result<Arc<Sessions>, StartError> {
-    let keys = Locker::new(settings.sessions, allow_unlocked).map_err(|error| {
-        let less = "lower limits.sessions";
-        let fix = error.fix().map_or_else(|| less.to_owned(), |fix| format!("{fix}, or {less}"));
-        StartError { what: error.what().to_owned(), cause: error.cause(), fix: Some(fix) }
-    })?;
+    let keys = Locker::new(settings.sessions, allow_unlocked)
+        .map_err(|error| no_memory(&error, "lower limits.sessions"))?;
     Ok(Sessions::new(keys, settings.session_age, Arc::clone(engine.sessions())))
 }
 
-fn no_memory(error: SlabError) -> StartError {
-    let less = "lower the capacity in [cache]; `allow_unlocked = true` there accepts that DEKs \
-                may reach swap";
-    let fix = error.fix().map_or_else(|| less.to_owned(), |fix| format!("{fix}, or {less}"));
-    StartError { what: error.what().to_owned(), cause: error.cause(), fix: Some(fix) }
+/// There is no memory for secrets; `less` says how to ask for less.
+fn no_memory(error: &SlabError, less: &str) -> StartError {
+    StartError {
+        what: error.what().to_owned(),
+        cause: error.cause(),
+        fix: Some(error.fix_or(less)),
+    }
 }
 
 /// Blocks for as long as the devices take.

@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -98,57 +98,55 @@ impl fmt::Debug for Session {
 }
 
 /// The sessions with one sidecar.
-#[derive(Default)]
 pub(super) struct Sessions {
+    stub: KeyWrapClient<Transport>,
+    /// The sidecar, for messages.
+    target: Box<str>,
     current: Mutex<Option<Arc<Session>>>,
     /// Held while one is opened, so that one does it for all.
-    opening: tokio::sync::Mutex<()>,
-    renewing: AtomicBool,
+    opening: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Sessions {
+    pub(super) fn new(stub: KeyWrapClient<Transport>, target: &str) -> Self {
+        let (current, opening) = (Mutex::default(), Arc::default());
+        Self { stub, target: target.into(), current, opening }
+    }
+
     /// The session to seal under now, if there is a good one. The next one is opened in the
     /// background when it is time.
-    pub(super) fn current(
-        self: &Arc<Self>,
-        client: &KeyWrapClient<Transport>,
-        locker: Option<&Locker>,
-    ) -> Option<Arc<Session>> {
+    pub(super) fn current(self: &Arc<Self>, locker: Option<&Locker>) -> Option<Arc<Session>> {
         let now = Instant::now();
         let session = self.held().clone().filter(|session| session.is_good(now))?;
-        if session.is_due(now) && !self.renewing.swap(true, Ordering::Relaxed) {
-            let (sessions, client) = (Arc::clone(self), client.clone());
-            let locker = locker.cloned();
+        if session.is_due(now)
+            && let Ok(alone) = Arc::clone(&self.opening).try_lock_owned()
+        {
+            let (sessions, locker) = (Arc::clone(self), locker.cloned());
             tokio::spawn(async move {
-                let _one_at_a_time = sessions.opening.lock().await;
+                let _alone = alone;
                 // If it fails, whoever comes next tries again, for as long as there is time.
-                if let Ok(next) = open(client, locker.as_ref(), RENEW_WITHIN).await {
+                if let Ok(next) = sessions.open(locker.as_ref(), RENEW_WITHIN).await {
                     *sessions.held() = Some(Arc::new(next));
                 }
-                sessions.renewing.store(false, Ordering::Relaxed);
             });
         }
         Some(session)
     }
 
-    /// The session to seal under now; opens one if there is none. `target` is the sidecar,
-    /// for messages.
+    /// The session to seal under now; opens one if there is none.
     pub(super) async fn get(
         self: &Arc<Self>,
-        client: &KeyWrapClient<Transport>,
         locker: Option<&Locker>,
         within: Duration,
-        target: &str,
     ) -> Result<Arc<Session>, Error> {
-        if let Some(session) = self.current(client, locker) {
+        if let Some(session) = self.current(locker) {
             return Ok(session);
         }
-        let _one_at_a_time = self.opening.lock().await;
-        if let Some(session) = self.current(client, locker) {
+        let _alone = self.opening.lock().await;
+        if let Some(session) = self.current(locker) {
             return Ok(session);
         }
-        let opened = open(client.clone(), locker, within).await;
-        let session = Arc::new(opened.map_err(|trouble| trouble.error(target))?);
+        let session = Arc::new(self.open(locker, within).await?);
         *self.held() = Some(Arc::clone(&session));
         Ok(session)
     }
@@ -161,57 +159,35 @@ impl Sessions {
         }
     }
 
+    async fn open(&self, locker: Option<&Locker>, within: Duration) -> Result<Session, Error> {
+        let offer = Offer::new().map_err(|failure| Error::sealing(&failure))?;
+        let message = wire::OpenSessionRequest { public_key: offer.public_key().to_vec() };
+        let mut request = Request::new(message);
+        request.set_timeout(within);
+        let asked = Instant::now();
+        let answer = self.stub.clone().open_session(request).await;
+        let answer = answer.map_err(|status| Error::from_status(&status, &self.target))?;
+        let wire::OpenSessionResponse { session, public_key, sealed_keys, age, messages } =
+            answer.into_inner();
+        let room = |len| Locker::room(locker, len);
+        let keys = offer.finish(&session, &public_key, &sealed_keys, room);
+        let keys = keys.map_err(|failure| match failure {
+            Failure::Memory => Error::locker_full(),
+            _ => Error::answer_invalid("a session that cannot be opened"),
+        })?;
+        let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+        let age = age.clamp(AGE_MIN, AGE_MAX);
+        Ok(Session {
+            keys,
+            // A half to three quarters of its age, so that callers do not all come at once.
+            renew: asked + age.mul_f64(0.5 + 0.25 * retry::jitter()),
+            ends: asked + age,
+            messages: messages.clamp(1, MESSAGES_MAX),
+            received: AtomicU64::new(0),
+        })
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Why a session was not opened.
-enum Trouble {
-    Said(tonic::Status),
-    Found(Error),
-}
-
-impl Trouble {
-    fn error(self, target: &str) -> Error {
-        match self {
-            Self::Said(status) => Error::from_status(&status, target),
-            Self::Found(error) => error,
-        }
-    }
-}
-
-async fn open(
-    mut client: KeyWrapClient<Transport>,
-    locker: Option<&Locker>,
-    within: Duration,
-) -> Result<Session, Trouble> {
-    let offer = Offer::new().map_err(|failure| Trouble::Found(Error::sealing(&failure)))?;
-    let message = wire::OpenSessionRequest { public_key: offer.public_key().to_vec() };
-    let mut request = Request::new(message);
-    request.set_timeout(within);
-    let asked = Instant::now();
-    let answer = client.open_session(request).await.map_err(Trouble::Said)?.into_inner();
-    let wire::OpenSessionResponse { session, public_key, sealed_keys, age, messages } = answer;
-    let memory = |len| match locker {
-        Some(locker) => locker.take(len),
-        None => Some(Secret::zeroed(len)),
-    };
-    let keys = offer.finish(&session, &public_key, &sealed_keys, memory);
-    let keys = keys.map_err(|failure| {
-        Trouble::Found(match failure {
-            Failure::Memory => Error::locker_full(),
-            _ => Error::answer_invalid("a session that cannot be opened"),
-        })
-    })?;
-    let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
-    let age = age.clamp(AGE_MIN, AGE_MAX);
-    Ok(Session {
-        keys,
-        // A half to three quarters of its age, so that callers do not all come at once.
-        renew: asked + age.mul_f64(0.5 + 0.25 * retry::jitter()),
-        ends: asked + age,
-        messages: messages.clamp(1, MESSAGES_MAX),
-        received: AtomicU64::new(0),
-    })
 }

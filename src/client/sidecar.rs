@@ -13,6 +13,7 @@ use tonic_health::pb::{
 
 use super::{
     Endpoint, Error,
+    call::left,
     choice::{self, Standing},
     retry,
     session::{Session, Sessions},
@@ -49,6 +50,7 @@ pub(super) struct Sidecar {
 impl Sidecar {
     /// Connects when it is first called. `Err` if the endpoint's files cannot be used.
     pub(super) fn new(endpoint: &Endpoint) -> Result<Self, Error> {
+        let target: Box<str> = endpoint.to_string().into();
         let transport = Transport::new(endpoint.connector()?);
         let stub = KeyWrapClient::new(transport.clone())
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
@@ -57,14 +59,14 @@ impl Sidecar {
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
             .max_encoding_message_size(MESSAGE_MAX_BYTES);
         Ok(Self {
+            sessions: Arc::new(Sessions::new(stub.clone(), &target)),
             stub,
             admin,
             health: HealthClient::new(transport.clone()),
             transport,
             shared: Shared::default(),
-            sessions: Arc::default(),
             standing: Mutex::default(),
-            target: endpoint.to_string().into(),
+            target,
         })
     }
 
@@ -95,13 +97,12 @@ impl Sidecar {
         locker: Option<&Locker>,
         deadline: Instant,
     ) -> Result<Arc<Session>, Error> {
-        let within = deadline.saturating_duration_since(Instant::now());
-        self.sessions.get(&self.stub, locker, within, &self.target).await
+        self.sessions.get(locker, left(deadline)).await
     }
 
     /// The same, if there is one at once.
     pub(super) fn session_now(&self, locker: Option<&Locker>) -> Option<Arc<Session>> {
-        self.sessions.current(&self.stub, locker)
+        self.sessions.current(locker)
     }
 
     /// Gives a session up that the sidecar does not know.

@@ -109,6 +109,11 @@ impl SlabError {
         }
     }
 
+    /// How to mend it, where asking for `less` would do too.
+    pub fn fix_or(&self, less: &str) -> String {
+        self.fix().map_or_else(|| less.to_owned(), |fix| format!("{fix}, or {less}"))
+    }
+
     /// How to mend it, if known. Whoever asked for the memory knows how to ask for less.
     pub fn fix(&self) -> Option<String> {
         match self {

@@ -154,8 +154,7 @@ fn memory(config: &Config, report: &mut Report) {
             "raise LimitMEMLOCK in the systemd unit (ulimit -l), and unset cache.allow_unlocked",
         ),
         Err(error) => {
-            let less = "lower cache.capacity";
-            let fix = error.fix().map_or(less.to_owned(), |fix| format!("{fix}, or {less}"));
+            let fix = error.fix_or("lower cache.capacity");
             report.fail(
                 Group::Memory,
                 subject,

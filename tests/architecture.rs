@@ -90,7 +90,7 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("tonic_reflection", &["server/"]),
     ("tonic_types", &["api/", "client/"]),
     ("prost", &["wire.rs", "api/", "client/", "cli/"]),
-    ("rustls", &["server/", "client/", "sealed.rs", "backend/keyvault/"]),
+    ("rustls", &["server/", "client/", "sealed/agreement.rs", "backend/keyvault/"]),
     ("rustls_native_certs", &["backend/keyvault/transport/tls.rs"]),
     ("azure_core", &["backend/keyvault/"]),
     ("azure_identity", &["backend/keyvault/identity/"]),

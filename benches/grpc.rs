@@ -3,12 +3,13 @@
 //! policy, engine, cache and log cost. Both servers share this process, so that the
 //! figures are comparable with each other; `keyward bench` measures across processes.
 
+mod echo;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
     hint::black_box,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,14 +18,9 @@ use std::{
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use futures_util::{Stream, StreamExt};
+use echo::Echo;
 use hyper_util::rt::TokioIo;
-use keyward::wire::{
-    self,
-    key_wrap_client::KeyWrapClient,
-    key_wrap_server::{KeyWrap, KeyWrapServer},
-    unwrap_stream_response,
-};
+use keyward::wire::{self, key_wrap_client::KeyWrapClient, key_wrap_server::KeyWrapServer};
 use support::sidecar::{Sidecar, dek};
 use tempfile::TempDir;
 use tokio::{
@@ -34,99 +30,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
-use tonic::{
-    Request, Response, Status, Streaming, async_trait,
-    transport::{Channel, Endpoint, Server, Uri},
-};
-
-/// Answers every Unwrap with the same 32 bytes.
-struct Echo;
-
-type Never<T> = tokio_stream::Empty<Result<T, Status>>;
-
-#[async_trait]
-impl KeyWrap for Echo {
-    async fn unwrap(
-        &self,
-        _: Request<wire::UnwrapRequest>,
-    ) -> Result<Response<wire::UnwrapResponse>, Status> {
-        Ok(Response::new(wire::UnwrapResponse { dek: vec![7; 32], cache: 1, sealed: None }))
-    }
-
-    async fn open_session(
-        &self,
-        _: Request<wire::OpenSessionRequest>,
-    ) -> Result<Response<wire::OpenSessionResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn wrap(
-        &self,
-        _: Request<wire::WrapRequest>,
-    ) -> Result<Response<wire::WrapResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    type UnwrapStreamStream =
-        Pin<Box<dyn Stream<Item = Result<wire::UnwrapStreamResponse, Status>> + Send>>;
-
-    async fn unwrap_stream(
-        &self,
-        items: Request<Streaming<wire::UnwrapStreamRequest>>,
-    ) -> Result<Response<Self::UnwrapStreamStream>, Status> {
-        let answers = items.into_inner().map(|item| {
-            let outcome = Some(unwrap_stream_response::Outcome::Dek(vec![7; 32]));
-            item.map(|item| wire::UnwrapStreamResponse { id: item.id, outcome, cache: 1 })
-        });
-        Ok(Response::new(Box::pin(answers)))
-    }
-
-    async fn generate_dek(
-        &self,
-        _: Request<wire::GenerateDekRequest>,
-    ) -> Result<Response<wire::GenerateDekResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn rewrap(
-        &self,
-        _: Request<wire::RewrapRequest>,
-    ) -> Result<Response<wire::RewrapResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    type RewrapStreamStream = Never<wire::RewrapStreamResponse>;
-
-    async fn rewrap_stream(
-        &self,
-        _: Request<Streaming<wire::RewrapStreamRequest>>,
-    ) -> Result<Response<Self::RewrapStreamStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_kek(
-        &self,
-        _: Request<wire::GetKekRequest>,
-    ) -> Result<Response<wire::GetKekResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    type WatchKeksStream = Never<wire::WatchKeksResponse>;
-
-    async fn watch_keks(
-        &self,
-        _: Request<wire::WatchKeksRequest>,
-    ) -> Result<Response<Self::WatchKeksStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn list_keks(
-        &self,
-        _: Request<wire::ListKeksRequest>,
-    ) -> Result<Response<wire::ListKeksResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
+use tonic::transport::{Channel, Endpoint, Server, Uri};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")

@@ -122,6 +122,13 @@ impl Error {
         Self::new(Reason::Internal.as_str(), Code::Internal, message)
     }
 
+    /// A client that waits cannot have the thread that it needs.
+    pub(super) fn no_thread(error: &std::io::Error) -> Self {
+        let message = format!("the client cannot have a thread: {error}");
+        Self::new(Reason::Internal.as_str(), Code::Internal, message)
+            .with_fix("raise the limit of threads or processes of this user")
+    }
+
     pub(super) fn locker_full() -> Self {
         let message = "there is no more room in the locked memory for DEKs";
         Self::new(Self::LOCKER_FULL, Code::ResourceExhausted, message)

@@ -5,6 +5,9 @@
 //! PKCS#11. It knows no KEK but by name, keeps no DEK and no state but connections and
 //! sessions, which it opens when needed and opens again when they end.
 //!
+//! Calls are futures on any Tokio runtime; [`Client::blocking`] has them for programs that
+//! have none.
+//!
 //! Invariants: every call has a deadline, which the sidecar is told; a DEK is a
 //! [`Secret`] and nothing else, and goes over the connection sealed unless the caller says
 //! otherwise; a call is sent again only within its deadline, and only if it was not worked on
@@ -32,6 +35,7 @@
 //! # }
 //! ```
 
+pub mod blocking;
 mod call;
 mod choice;
 mod endpoint;

@@ -5,6 +5,7 @@
 mod support;
 
 mod admin;
+mod blocking;
 mod cache;
 mod calls;
 mod guard;

@@ -1,0 +1,422 @@
+//! What a caller waits for with our client, against a tonic channel that calls a bare tonic
+//! echo: one caller's p50, and what 64 callers get done, over a Unix socket and over mutual
+//! TLS, plain and sealed. Taken in turns in one run.
+//!
+//! The sidecar (on SoftHSM), the echo (this binary once more) and the callers are processes of
+//! their own. Callers have one thread: with a second one, the two cores of a small machine
+//! would measure its scheduler.
+
+#[path = "../tests/e2e/home.rs"]
+#[allow(dead_code, unused_macros, unused_imports)]
+mod home;
+#[allow(dead_code)]
+#[path = "../tests/support/keyvault/mod.rs"]
+mod keyvault;
+#[path = "../tests/support/pki.rs"]
+#[allow(dead_code)]
+mod pki;
+#[path = "../tests/e2e/served.rs"]
+#[allow(dead_code)]
+mod served;
+#[path = "../tests/support/token.rs"]
+#[allow(dead_code)]
+mod token;
+#[allow(dead_code)]
+#[path = "../tests/support/azure.rs"]
+mod vaults;
+
+mod echo;
+
+use std::{
+    env,
+    hint::black_box,
+    io,
+    net::{SocketAddr, TcpListener},
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::{Child, Command, Stdio},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use keyward::{
+    client::{Client, Delivery, Endpoint, TlsFiles, WrappedDek},
+    secret::Secret,
+    wire::{UnwrapRequest, key_wrap_client::KeyWrapClient, key_wrap_server::KeyWrapServer},
+};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+    runtime::Builder,
+    task::LocalSet,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::{self, Channel, Server, Uri, server::Connected};
+
+use echo::Echo;
+use pki::Pki;
+use served::{KEK, Served, own_uid};
+
+/// Makes this binary the echo.
+const ECHO: &str = "KEYWARD_BENCH_ECHO";
+const NODE: &str = "spiffe://example.org/node/1";
+const CONTEXT: &[u8] = b"tenant 7, volume 3, file 1000000";
+
+/// One caller: calls of each contender in a turn, and turns.
+const CALLS: usize = 1000;
+const TURNS: usize = 15;
+/// 64 callers: how long each turn takes, and turns.
+const CALLERS: usize = 64;
+const TURN: Duration = Duration::from_millis(700);
+const CROWDED_TURNS: usize = 7;
+
+/// The echo, as a process that ends with this one.
+struct EchoProcess {
+    process: Child,
+    socket: PathBuf,
+    tcp: SocketAddr,
+}
+
+impl EchoProcess {
+    fn start(dir: &Path) -> Self {
+        let socket = dir.join("echo.sock");
+        let tcp = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let tcp = tcp.expect("a port");
+        let process = Command::new(env::current_exe().expect("this binary"))
+            .env(ECHO, format!("{}\n{tcp}\n{}", socket.display(), dir.join("pki").display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the echo starts");
+        let until = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect(tcp).is_err() || !socket.exists() {
+            assert!(Instant::now() < until, "the echo does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { process, socket, tcp }
+    }
+}
+
+impl Drop for EchoProcess {
+    fn drop(&mut self) {
+        let _killed = self.process.kill();
+        let _ended = self.process.wait();
+    }
+}
+
+/// The echo's own process: one thread, as the sidecar has.
+fn be_echo(told: &str) {
+    let [socket, tcp, pki] = told.split('\n').collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let socket = UnixListener::bind(socket).expect("a socket");
+    let tcp = TcpListener::bind(tcp).expect("a port");
+    for listener in [socket.set_nonblocking(true), tcp.set_nonblocking(true)] {
+        listener.expect("a mode");
+    }
+    let tls = TlsAcceptor::from(Arc::new(server_config(Path::new(pki))));
+    runtime.block_on(async {
+        let unix = UnixListenerStream::new(socket.try_into().expect("a listener"));
+        let tcp = TcpListenerStream::new(tcp.try_into().expect("a listener"));
+        let tcp = tcp.filter_map(move |stream| {
+            let tls = tls.clone();
+            async move {
+                let stream: TcpStream = stream.ok()?;
+                stream.set_nodelay(true).ok()?;
+                Some(Ok::<_, io::Error>(Encrypted(tls.accept(stream).await.ok()?)))
+            }
+        });
+        let serve = || Server::builder();
+        let (unix, tcp) = tokio::join!(
+            serve().serve_with_incoming(KeyWrapServer::new(Echo), unix),
+            serve().serve_with_incoming(KeyWrapServer::new(Echo), tcp.boxed()),
+        );
+        unix.and(tcp).expect("it serves");
+    });
+}
+
+fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
+    let pem = std::fs::read(path).expect("a file");
+    CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().expect("certificates")
+}
+
+fn private_key(path: &Path) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from_pem_file(path).expect("a key")
+}
+
+fn roots(path: &Path) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path) {
+        roots.add(certificate).expect("an authority");
+    }
+    roots
+}
+
+fn server_config(pki: &Path) -> ServerConfig {
+    let provider = Arc::new(default_provider());
+    let roots = Arc::new(roots(&pki.join("ca.pem")));
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_client_cert_verifier(verifier.build().expect("a verifier"))
+        .with_single_cert(
+            certificates(&pki.join("server.pem")),
+            private_key(&pki.join("server.key")),
+        )
+        .expect("a certificate");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// What tonic's server takes.
+struct Encrypted(TlsStream<TcpStream>);
+
+impl Connected for Encrypted {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Encrypted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Encrypted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, from)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+fn lazy() -> transport::Endpoint {
+    transport::Endpoint::from_static("http://localhost")
+}
+
+fn unix_channel(path: PathBuf) -> Channel {
+    lazy().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    }))
+}
+
+fn tls_channel(tcp: SocketAddr, files: &TlsFiles) -> Channel {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots(&files.ca))
+        .with_client_auth_cert(certificates(&files.certificate), private_key(&files.key))
+        .expect("a certificate");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    lazy().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let connector = connector.clone();
+        async move {
+            let stream = TcpStream::connect(tcp).await?;
+            stream.set_nodelay(true)?;
+            let name = "localhost".try_into().expect("a name");
+            connector.connect(name, stream).await.map(TokioIo::new)
+        }
+    }))
+}
+
+/// Who is measured.
+enum Contender {
+    Tonic(KeyWrapClient<Channel>, UnwrapRequest),
+    Ours(Client, WrappedDek),
+}
+
+impl Contender {
+    async fn call(&self) {
+        match self {
+            Self::Tonic(client, request) => {
+                black_box(client.clone().unwrap(request.clone()).await.expect("a DEK"));
+            }
+            Self::Ours(client, wrapped) => {
+                black_box(client.unwrap(wrapped, CONTEXT).await.expect("a DEK"));
+            }
+        }
+    }
+}
+
+/// The contenders of one transport, of whom the first is the floor.
+struct Field {
+    transport: &'static str,
+    contenders: Vec<(&'static str, Rc<Contender>)>,
+}
+
+impl Field {
+    fn new(
+        transport: &'static str,
+        channel: Channel,
+        client: &dyn Fn() -> Client,
+        wrapped: &WrappedDek,
+    ) -> Self {
+        let request = UnwrapRequest {
+            wrapped: Some(wrapped.clone()),
+            context: CONTEXT.to_vec(),
+            session: Vec::new(),
+        };
+        let ours = |client| Contender::Ours(client, wrapped.clone());
+        let plain = || client().with_delivery(Delivery::Plain);
+        let contenders = [
+            ("tonic channel, bare echo", Contender::Tonic(KeyWrapClient::new(channel), request)),
+            ("plain", ours(plain())),
+            ("sealed", ours(client())),
+            ("plain, calls apart", ours(plain().with_calls_apart())),
+            ("sealed, calls apart", ours(client().with_calls_apart())),
+        ];
+        let contenders = contenders.map(|(name, contender)| (name, Rc::new(contender))).into();
+        Self { transport, contenders }
+    }
+
+    /// The median of one caller's calls, with each contender.
+    async fn alone(&self) {
+        let mut times = vec![Vec::with_capacity(CALLS * TURNS); self.contenders.len()];
+        // The first turn warms up.
+        for turn in 0..=TURNS {
+            for ((_, contender), times) in self.contenders.iter().zip(&mut times) {
+                for _ in 0..CALLS {
+                    let start = Instant::now();
+                    contender.call().await;
+                    if turn > 0 {
+                        times.push(start.elapsed());
+                    }
+                }
+            }
+        }
+        let p50: Vec<f64> = times
+            .iter_mut()
+            .map(|times| {
+                times.sort_unstable();
+                times[times.len() / 2].as_secs_f64()
+            })
+            .collect();
+        println!("{}, one caller, p50, and to the floor:", self.transport);
+        for ((name, _), p50_of_it) in self.contenders.iter().zip(&p50) {
+            println!("  {name:26} {:8.1} us {:6.2}", p50_of_it * 1e6, p50_of_it / p50[0]);
+        }
+    }
+
+    /// What many callers get done, with each contender: medians of turns.
+    async fn crowded(&self) {
+        let mut rates = vec![Vec::new(); self.contenders.len()];
+        for _ in 0..CROWDED_TURNS {
+            for ((_, contender), rates) in self.contenders.iter().zip(&mut rates) {
+                rates.push(rate(contender).await);
+            }
+        }
+        let median: Vec<f64> = rates
+            .iter_mut()
+            .map(|rates| {
+                rates.sort_by(f64::total_cmp);
+                rates[rates.len() / 2]
+            })
+            .collect();
+        println!("{}, {CALLERS} callers, calls a second, and to the floor:", self.transport);
+        for ((name, _), rate) in self.contenders.iter().zip(&median) {
+            println!("  {name:26} {rate:8.0}    {:6.2}", rate / median[0]);
+        }
+    }
+}
+
+async fn rate(contender: &Rc<Contender>) -> f64 {
+    let start = Instant::now();
+    let callers = (0..CALLERS).map(|_| {
+        let contender = Rc::clone(contender);
+        tokio::task::spawn_local(async move {
+            let mut calls = 0_u32;
+            while start.elapsed() < TURN {
+                contender.call().await;
+                calls += 1;
+            }
+            calls
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    let calls = stream::iter(callers).then(|caller| async { caller.await.expect("it ran") });
+    let calls: u32 = calls.fold(0, |sum, calls| async move { sum + calls }).await;
+    f64::from(calls) / start.elapsed().as_secs_f64()
+}
+
+fn main() {
+    if let Ok(told) = env::var(ECHO) {
+        return be_echo(&told);
+    }
+    let mut served = Served::prepare();
+    let pki = Pki::new(&served.dir().join("pki"));
+    let keyward::server::TlsFiles { certificate, key, client_ca } = pki.server();
+    let files: TlsFiles = pki.client("node", vec![pki::uri(NODE)]);
+    let tcp = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    served.configure(|config| {
+        let server = format!(
+            "[server]\nlisten = \"{tcp}\"\n\
+             tls = {{ certificate = {certificate:?}, key = {key:?}, client_ca = {client_ca:?} }}\n"
+        );
+        let rest = format!(
+            "[[policy]]\nwho = [{NODE:?}, \"uid:{}\"]\nmay = [\"unwrap\"]\nkek = [\"*\"]\n",
+            own_uid()
+        );
+        let config = config.replacen("[server]\n", &server, 1);
+        config.replacen("interval = \"1s\"", "interval = \"30s\"", 1) + &rest
+    });
+    served.serve();
+    let echo = EchoProcess::start(served.dir());
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        let dek = Secret::new((0..32).collect());
+        let wrapped = served.client().wrap(KEK, &dek, CONTEXT).await.expect("a wrapped DEK");
+        let unix = || served.client();
+        let unix = Field::new("Unix socket", unix_channel(echo.socket.clone()), &unix, &wrapped);
+        let uri = format!("https://{tcp}");
+        let tls = || {
+            let endpoint = Endpoint::tls(uri.clone(), files.clone(), Some("localhost".into()));
+            Client::new(&endpoint).expect("a client")
+        };
+        let tls = Field::new("mutual TLS", tls_channel(echo.tcp, &files), &tls, &wrapped);
+        for field in [&unix, &tls] {
+            field.alone().await;
+        }
+        for field in [&unix, &tls] {
+            field.crowded().await;
+        }
+    });
+}

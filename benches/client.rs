@@ -4,7 +4,9 @@
 //!
 //! The sidecar (on SoftHSM), the echo (this binary once more) and the callers are processes of
 //! their own. Callers have one thread: with a second one, the two cores of a small machine
-//! would measure its scheduler.
+//! would measure its scheduler. One caller is measured twice: with everybody on one core, which
+//! is what the software costs and repeats well, and free, where waking the other core is most
+//! of it.
 
 #[path = "../tests/e2e/home.rs"]
 #[allow(dead_code, unused_macros, unused_imports)]
@@ -49,6 +51,10 @@ use keyward::{
     secret::Secret,
     wire::{UnwrapRequest, key_wrap_client::KeyWrapClient, key_wrap_server::KeyWrapServer},
 };
+use rustix::{
+    process::Pid,
+    thread::{CpuSet, sched_setaffinity},
+};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::aws_lc_rs::default_provider,
@@ -75,8 +81,8 @@ const NODE: &str = "spiffe://example.org/node/1";
 const CONTEXT: &[u8] = b"tenant 7, volume 3, file 1000000";
 
 /// One caller: calls of each contender in a turn, and turns.
-const CALLS: usize = 1000;
-const TURNS: usize = 15;
+const CALLS: usize = 200;
+const TURNS: usize = 80;
 /// 64 callers: how long each turn takes, and turns.
 const CALLERS: usize = 64;
 const TURN: Duration = Duration::from_millis(700);
@@ -309,7 +315,7 @@ impl Field {
     }
 
     /// The median of one caller's calls, with each contender.
-    async fn alone(&self) {
+    async fn alone(&self, where_they_run: &str) {
         let mut times = vec![Vec::with_capacity(CALLS * TURNS); self.contenders.len()];
         // The first turn warms up.
         for turn in 0..=TURNS {
@@ -330,7 +336,7 @@ impl Field {
                 times[times.len() / 2].as_secs_f64()
             })
             .collect();
-        println!("{}, one caller, p50, and to the floor:", self.transport);
+        println!("{}, one caller, {where_they_run}, p50, and to the floor:", self.transport);
         for ((name, _), p50_of_it) in self.contenders.iter().zip(&p50) {
             println!("  {name:26} {:8.1} us {:6.2}", p50_of_it * 1e6, p50_of_it / p50[0]);
         }
@@ -377,6 +383,22 @@ async fn rate(contender: &Rc<Contender>) -> f64 {
     f64::from(calls) / start.elapsed().as_secs_f64()
 }
 
+/// Has processes run on one core, or on any.
+fn pin(processes: &[u32], core: Option<usize>) {
+    let mut cores = CpuSet::new();
+    for each in core.map_or(0..CpuSet::MAX_CPU, |core| core..core + 1) {
+        cores.set(each);
+    }
+    for process in processes {
+        for thread in std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads") {
+            let name = thread.expect("a thread").file_name();
+            let thread = name.to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+            // A thread may just have ended.
+            let _gone = sched_setaffinity(thread, &cores);
+        }
+    }
+}
+
 fn main() {
     if let Ok(told) = env::var(ECHO) {
         return be_echo(&told);
@@ -412,8 +434,14 @@ fn main() {
             Client::new(&endpoint).expect("a client")
         };
         let tls = Field::new("mutual TLS", tls_channel(echo.tcp, &files), &tls, &wrapped);
+        let everybody = [served.pid(), echo.process.id(), std::process::id()];
+        pin(&everybody, Some(0));
         for field in [&unix, &tls] {
-            field.alone().await;
+            field.alone("all on one core").await;
+        }
+        pin(&everybody, None);
+        for field in [&unix, &tls] {
+            field.alone("free").await;
         }
         for field in [&unix, &tls] {
             field.crowded().await;

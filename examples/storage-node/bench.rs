@@ -74,7 +74,7 @@ fn time_to_open(options: &Options, dir: &Path) -> std::result::Result<Duration, 
 fn decryptions_per_second(options: &Options) -> std::result::Result<f64, Failure> {
     let config = options.config.as_deref().map(Path::to_string_lossy).unwrap_or_default();
     let kek = &options.kek;
-    let few = ["--deks", "100", "--seconds", "1", "--warm-up", "100ms", "--json"];
+    let few = ["--deks", "2000", "--seconds", "1", "--warm-up", "10ms", "--json"];
     let measured = ["bench", "cold", "--kek", kek, "--config", &config, "--key", kek];
     let told = keyward(options, &[&measured[..], &few].concat())?;
     let told = String::from_utf8(told)?;

@@ -3,16 +3,11 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use zeroize::Zeroizing;
-
-use crate::store::{
-    Page,
-    format::{Address, PAGE},
-};
+use crate::store::{Page, format::Address};
 
 /// The content of a page when it is written for the `version`th time.
 pub fn fill(at: Address, version: u64) -> Page {
-    let mut page = Zeroizing::new([0; PAGE]);
+    let mut page = Page::zeroed();
     // xorshift64*, seeded with what the page is.
     let mut state =
         (at.segment << 40) ^ (u64::from(at.page) << 20) ^ version ^ 0x9e37_79b9_7f4a_7c15;

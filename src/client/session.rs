@@ -20,7 +20,7 @@ use tonic::Request;
 use super::{Error, retry, transport::Transport};
 use crate::{
     sealed::{self, About, Failure, MESSAGES_MAX, Offer},
-    secret::{Locker, Secret},
+    secret::{self, Locker, Secret},
     wire::{self, SealedDek, key_wrap_client::KeyWrapClient},
 };
 
@@ -50,11 +50,11 @@ impl Session {
 
     /// A DEK, sealed for the sidecar.
     pub(super) fn seal(&self, dek: &Secret, about: About<'_>) -> Result<SealedDek, Error> {
-        let sealed::Sealed { number, ciphertext } =
-            self.keys.seal(dek, about).map_err(|failure| match failure {
-                Failure::Spent => Error::session_spent(),
-                failure => Error::sealing(&failure),
-            })?;
+        let sealed = scrubbed(|| self.keys.seal(dek, about));
+        let sealed::Sealed { number, ciphertext } = sealed.map_err(|failure| match failure {
+            Failure::Spent => Error::session_spent(),
+            failure => Error::sealing(&failure),
+        })?;
         Ok(SealedDek { session: self.id().to_vec(), number, ciphertext })
     }
 
@@ -69,7 +69,7 @@ impl Session {
         if session != self.id() {
             return Err(Error::answer_invalid("a DEK of another session"));
         }
-        let dek = self.keys.open(*number, ciphertext, about, memory);
+        let dek = scrubbed(|| self.keys.open(*number, ciphertext, about, memory));
         let dek = dek.map_err(|failure| match failure {
             Failure::Memory => Error::locker_full(),
             _ => Error::answer_invalid("a DEK that is not sealed for this request"),
@@ -89,6 +89,14 @@ impl Session {
     fn is_due(&self, now: Instant) -> bool {
         now >= self.renew || self.spent() >= self.messages - self.messages / 4
     }
+}
+
+/// Does what handles keys, and wipes what it left on this thread, which is the caller's and may
+/// sleep for long.
+fn scrubbed<T>(work: impl FnOnce() -> T) -> T {
+    let done = work();
+    secret::scrub();
+    done
 }
 
 impl fmt::Debug for Session {
@@ -170,7 +178,7 @@ impl Sessions {
         let wire::OpenSessionResponse { session, public_key, sealed_keys, age, messages } =
             answer.into_inner();
         let room = |len| Locker::room(locker, len);
-        let keys = offer.finish(&session, &public_key, &sealed_keys, room);
+        let keys = scrubbed(|| offer.finish(&session, &public_key, &sealed_keys, room));
         let keys = keys.map_err(|failure| match failure {
             Failure::Memory => Error::locker_full(),
             _ => Error::answer_invalid("a session that cannot be opened"),

@@ -3,8 +3,9 @@
 //!
 //! [`Secret`] refuses to be cloned, serialized, printed or compared with `==`, and wipes
 //! itself when dropped. It may stand in memory that the kernel protects (`locker.rs`, and
-//! `slab.rs` for the sidecar's cache). The server also wipes what work left on its threads (`scrub.rs`), and turns core dumps off
-//! (`process.rs`). Nothing here knows what the bytes mean.
+//! `slab.rs` for the sidecar's cache). What work left on a thread is wiped by who knows that it
+//! is done (`scrub.rs`); the server also turns core dumps off (`process.rs`). Nothing here knows
+//! what the bytes mean.
 //!
 //! Invariant: the whole allocation is wiped, not only the bytes in use, because a
 //! `Vec` that was truncated still holds the rest.
@@ -15,7 +16,7 @@ mod locker;
 mod process;
 #[cfg(feature = "client")]
 mod region;
-#[cfg(feature = "server")]
+#[cfg(feature = "client")]
 mod scrub;
 #[cfg(feature = "server")]
 mod slab;
@@ -31,7 +32,7 @@ pub use locker::Locker;
 pub use process::harden;
 #[cfg(feature = "client")]
 pub use region::{Protection, SlabError};
-#[cfg(feature = "server")]
+#[cfg(feature = "client")]
 pub use scrub::scrub;
 #[cfg(feature = "server")]
 pub use slab::{Shelf, shelves};

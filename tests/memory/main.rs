@@ -1,11 +1,11 @@
 //! What a sidecar leaves in its memory of the DEKs that went through it: after their
 //! connections closed, after their time, and after a purge, nothing that root can read. Nor
-//! of the tokens that it asks a vault with, once they are replaced.
+//! of the tokens that it asks a vault with, once they are replaced. And what a client has of
+//! DEKs that were delivered sealed: nothing outside its locked memory.
 //!
 //! A real sidecar on a real token; a scanner in a process of its own, run by root, looks
 //! for each DEK and for each half of it through all memory and through a core dump, which
-//! also has the registers of all threads. It does not see what the kernel or the clients
-//! keep, nor shorter pieces than half a DEK.
+//! also has the registers of all threads. It does not see what the kernel keeps, nor shorter pieces than half a DEK.
 
 #[path = "../e2e/home.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
@@ -26,6 +26,7 @@ mod keyvault;
 #[path = "../support/azure.rs"]
 mod vaults;
 
+mod client;
 mod scanner;
 mod traffic;
 mod vaulted;
@@ -68,6 +69,11 @@ struct Sidecar {
 impl Sidecar {
     /// `server` and `rest` go into the configuration.
     fn start(server: &str, rest: &str) -> Self {
+        Self::start_with_files(server, rest).0
+    }
+
+    /// The same, and what another process needs to come by TCP.
+    fn start_with_files(server: &str, rest: &str) -> (Self, TlsFiles, String) {
         let mut served = Served::prepare();
         let config = served.config_file().to_string_lossy().into_owned();
         let aes =
@@ -96,8 +102,9 @@ impl Sidecar {
             config.replacen("interval = \"1s\"", "interval = \"60s\"", 1) + &rest
         });
         served.serve();
-        let tls = Endpoint::tls(format!("https://{tcp}"), files, Some("localhost".into()));
-        Self { served, admin, tls }
+        let uri = format!("https://{tcp}");
+        let tls = Endpoint::tls(&uri, files.clone(), Some("localhost".into()));
+        (Self { served, admin, tls }, files, uri)
     }
 
     /// Sends DEKs every way in the clear, over connections that stay open.

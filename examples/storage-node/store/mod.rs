@@ -22,6 +22,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
+    ops::{Deref, DerefMut},
     os::unix::fs::FileExt,
     path::Path,
     sync::{
@@ -35,7 +36,7 @@ use aws_lc_rs::{
     rand,
 };
 use keyward::client::{Secret, WrappedDek};
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use format::{
     Address, Change, HEADER, Header, HeaderBlock, NONCE, PAGE, SLOT, Slot, Superblock, TAG,
@@ -43,8 +44,34 @@ use format::{
 use journal::Journal;
 pub use keys::Keys;
 
-/// A page in the clear, wiped when it is dropped.
-pub type Page = Zeroizing<[u8; PAGE]>;
+/// A page in the clear, wiped when it is dropped. It never moves, so that it leaves no copy.
+pub struct Page(Box<[u8; PAGE]>);
+
+impl Page {
+    pub fn zeroed() -> Self {
+        Self(Box::new([0; PAGE]))
+    }
+}
+
+impl Deref for Page {
+    type Target = [u8; PAGE];
+
+    fn deref(&self) -> &[u8; PAGE] {
+        &self.0
+    }
+}
+
+impl DerefMut for Page {
+    fn deref_mut(&mut self) -> &mut [u8; PAGE] {
+        &mut self.0
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 /// Length of a DEK.
 pub const DEK: usize = 32;
@@ -251,7 +278,7 @@ impl Store {
     }
 
     fn open_slot(&self, dek: &Secret, at: Address, slot: &Slot) -> Result<Page> {
-        let mut page = Zeroizing::new([0; PAGE]);
+        let mut page = Page::zeroed();
         let nonce = Nonce::assume_unique_for_key(slot.nonce);
         let aad = Aad::from(self.superblock.page_aad(at));
         key(dek)

@@ -1,0 +1,145 @@
+//! A node whose KEK is taken away: no page is readable, and nothing in its process could make
+//! one so.
+
+use std::{os::unix::fs::FileExt, path::Path, time::Duration};
+
+use keyward::client::Client;
+
+use super::{
+    format::{Address, HEADER, Header, HeaderBlock, PAGE, SUPERBLOCK, Superblock},
+    operated,
+    scanner::{Copies, Sought, scan},
+    served::{KEK, Served},
+    work::{Known, Work},
+};
+
+/// The wrapped DEKs of a store, unwrapped by us.
+async fn deks(dir: &Path, client: &Client) -> Vec<Sought> {
+    let pages = std::fs::File::open(dir.join("pages")).expect("a store");
+    let mut block = [0; SUPERBLOCK];
+    pages.read_exact_at(&mut block, 0).expect("a superblock");
+    let superblock = Superblock::decode(&block).expect("a superblock");
+    let mut deks = Vec::new();
+    for segment in 0.. {
+        let mut block = [0; HEADER];
+        let read = pages.read_exact_at(&mut block, superblock.header_at(segment));
+        let (Ok(()), HeaderBlock::Header(header)) = (read, Header::decode(&block)) else { break };
+        let dek = client.unwrap(&header.wrapped, &header.context).await.expect("a DEK");
+        deks.push(Sought { name: format!("dek-{segment}"), bytes: dek.expose().to_vec() });
+    }
+    deks
+}
+
+/// Of some pages, 32 bytes.
+fn pieces(known: &Known) -> Vec<Sought> {
+    let piece = |(at, version): (Address, u64)| Sought {
+        name: format!("page-{}-{}", at.segment, at.page),
+        bytes: fill(at, version)[PAGE / 2..PAGE / 2 + 32].to_vec(),
+    };
+    known.pages().take(100).map(piece).collect()
+}
+
+/// As `pages.rs` of the example fills them.
+fn fill(at: Address, version: u64) -> Vec<u8> {
+    let mut page = vec![0; PAGE];
+    let seed = (at.segment << 40) ^ (u64::from(at.page) << 20) ^ version;
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
+    for word in page.chunks_exact_mut(8) {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        word.copy_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    page
+}
+
+fn told(found: &[Copies]) -> String {
+    found.iter().map(|copies| format!("{copies}\n")).collect()
+}
+
+struct Scene {
+    served: Served,
+    node: Work,
+    known: Known,
+    sought: Vec<Sought>,
+}
+
+/// A node that has written, and rests.
+async fn resting(more: &[&str]) -> Scene {
+    let served = operated();
+    let dir = served.dir().join("store");
+    let mut node = Work::start(&served, &dir, more);
+    let mut known = Known::default();
+    known.found(&node.until("it opens", |line| line == "ready"));
+    known.acknowledged(&node.within(Duration::from_secs(1)));
+    node.say("rest");
+    // What is in work comes to its end.
+    known.acknowledged(&node.within(Duration::from_millis(500)));
+    let mut sought = deks(&dir, &served.client()).await;
+    assert!(sought.len() >= 24);
+    sought.extend(pieces(&known));
+    Scene { served, node, known, sought }
+}
+
+impl Scene {
+    fn scan(&self) -> Vec<Copies> {
+        scan(self.node.pid(), &self.sought, self.served.dir())
+    }
+
+    async fn revoke(&self) {
+        self.served.client().revoke(KEK).await.expect("it is revoked");
+        let said = self.node.until("it goes dark", |line| line.starts_with("dark"));
+        let dark = said.last().expect("a line");
+        assert!(dark.ends_with(&format!("KEK_REVOKED ({KEK})")), "{dark}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_holds_no_key_and_no_page() {
+    // On the heap the scanner sees what there is.
+    let scene = resting(&["--heap"]).await;
+    let light = scene.scan();
+    for sought in scene.sought.iter().filter(|sought| sought.name.starts_with("dek")) {
+        let seen = light.iter().filter(|copies| copies.secret == sought.name);
+        let in_memory: Vec<_> = seen.filter(|copies| copies.mapping != "core dump").collect();
+        assert_eq!(in_memory.len(), 1, "{}: {}", sought.name, told(&light));
+        assert_eq!((in_memory[0].kind.as_str(), in_memory[0].count), ("whole", 1));
+    }
+    assert!(!light.iter().any(|copies| copies.secret.starts_with("page")), "{}", told(&light));
+    scene.revoke().await;
+    let dark = scene.scan();
+    assert!(dark.is_empty(), "{}", told(&dark));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_light_node_holds_its_keys_in_locked_memory_alone() {
+    let mut scene = resting(&[]).await;
+    let light = scene.scan();
+    // Where the kernel has secret memory nobody sees them. Otherwise each is there once, in one
+    // mapping, which core dumps leave out.
+    assert!(
+        light.iter().all(|copies| copies.kind == "whole" && copies.count == 1),
+        "{}",
+        told(&light)
+    );
+    assert!(light.iter().all(|copies| copies.range == light[0].range), "{}", told(&light));
+    assert!(light.iter().all(|copies| copies.secret.starts_with("dek")), "{}", told(&light));
+    scene.revoke().await;
+    let dark = scene.scan();
+    assert!(dark.is_empty(), "{}", told(&dark));
+    // It asks, and writes nothing, until it may again.
+    scene.node.say("work");
+    let said = scene.node.within(Duration::from_millis(300));
+    assert!(said.is_empty(), "a dark node says {said:?}");
+    scene.served.client().restore(KEK).await.expect("it is restored");
+    let said = scene.node.until("it goes light", |line| line.starts_with("light"));
+    scene.known.acknowledged(&said);
+    let said = scene.node.until("it writes", |line| line.starts_with("ack"));
+    scene.known.acknowledged(&said);
+    // And what it wrote before is there.
+    let dir = scene.served.dir().join("store");
+    let said = scene.node.kill();
+    scene.known.acknowledged(&said);
+    let node = Work::start(&scene.served, &dir, &[]);
+    scene.known.found(&node.until("it opens", |line| line == "ready"));
+}

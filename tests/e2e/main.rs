@@ -3,6 +3,8 @@
 //! Each test starts `keyward serve` as a process of its own, on a fresh SoftHSM token or a
 //! fake vault of its own. What does not depend on a KEK's home is tested at two (`home`).
 
+#[path = "../support/crowd.rs"]
+mod crowd;
 #[path = "../support/token.rs"]
 #[allow(dead_code)]
 mod token;
@@ -33,6 +35,7 @@ mod served;
 mod service;
 mod states;
 mod table;
+mod upheaval;
 mod vault_states;
 mod watch;
 mod watched;

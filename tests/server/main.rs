@@ -21,4 +21,5 @@ mod states;
 mod streams;
 mod tls;
 mod unwraps;
+mod upheaval;
 mod watch;

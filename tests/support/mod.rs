@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod bench;
+pub mod crowd;
 pub mod fake;
 pub mod pki;
 pub mod sidecar;

@@ -9,14 +9,18 @@
 //! it does when its session of sealed delivery ends. It does not go on past its deadline,
 //! nor after [`super::ATTEMPTS_MAX`] times in a row that brought no answer.
 //!
+//! An item of which the sidecar says that asking again can help is asked again, as a call would
+//! be, after a pause in which the others go on.
+//!
 //! Invariant: an item is answered at most once. What is sent again are the items that
 //! were not answered, which is what an [`Outbox`] keeps.
 
+mod outbox;
+
 use std::{
-    collections::{HashMap, VecDeque},
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,7 +28,7 @@ use std::{
 use futures_util::{
     FutureExt, Stream, StreamExt,
     future::BoxFuture,
-    stream::{self, BoxStream, Fuse},
+    stream::{self, BoxStream},
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -43,6 +47,7 @@ use crate::{
     secret::Secret,
     wire::{self, key_wrap_client::KeyWrapClient, rewrap_stream_response, unwrap_stream_response},
 };
+use outbox::{Outbox, Sent, lock};
 
 /// One DEK to unwrap or rewrap.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,6 +174,15 @@ struct Kind<A, T> {
     read: fn(A, &Client, &Sent) -> Result<T, Error>,
 }
 
+/// What an answer was.
+enum Taken<T> {
+    Answer(Answer<T>),
+    /// None: the item's session has ended, and with it those of all.
+    SessionEnded(Error),
+    /// None: the sidecar says that asking again can help, which is done after a pause.
+    Resting,
+}
+
 /// One stream as its caller sees it, over as many connections as it takes.
 struct Exchange<A, T> {
     client: Client,
@@ -210,8 +224,9 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
             let (sidecar, answers) = self.opened().await?;
             let error = match timeout_at(deadline, answers.message()).await {
                 Ok(Ok(Some(answer))) => match self.take(answer)? {
-                    Ok(answer) => return Ok(Some(answer)),
-                    Err(session_ended) => session_ended,
+                    Taken::Answer(answer) => return Ok(Some(answer)),
+                    Taken::SessionEnded(error) => error,
+                    Taken::Resting => continue,
                 },
                 Ok(Ok(None)) => return Ok(None),
                 Ok(Err(status)) => Error::from_status(&status, sidecar.target()),
@@ -221,25 +236,33 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
         }
     }
 
-    /// Takes an answer out of the stream. The inner `Err` says that the item's session has
-    /// ended: it is not answered then.
-    fn take(&mut self, answer: A) -> Result<Result<Answer<T>, Error>, Error> {
+    /// Takes an answer out of the stream.
+    fn take(&mut self, answer: A) -> Result<Taken<T>, Error> {
         let number = (self.kind.number)(&answer);
-        let sent = lock(&self.outbox).answered(number);
-        let sent = sent.ok_or_else(|| Error::answer_invalid("an item that was not sent"))?;
-        let outcome = (self.kind.read)(answer, &self.client, &sent);
-        if let (Err(error), Some(session)) = (&outcome, &sent.session)
-            && error.is_session_not_found()
-        {
-            if let Some((sidecar, _)) = &self.open {
-                sidecar.forget(session);
+        let asked = lock(&self.outbox).answered(number);
+        let mut asked = asked.ok_or_else(|| Error::answer_invalid("an item that was not sent"))?;
+        let outcome = (self.kind.read)(answer, &self.client, &asked.sent);
+        if let Err(error) = &outcome {
+            if error.is_session_not_found()
+                && let Some(session) = &asked.sent.session
+            {
+                if let Some((sidecar, _)) = &self.open {
+                    sidecar.forget(session);
+                }
+                let ended = error.clone();
+                lock(&self.outbox).keep(number, asked);
+                return Ok(Taken::SessionEnded(ended));
             }
-            let ended = error.clone();
-            lock(&self.outbox).unanswered.insert(number, sent);
-            return Ok(Err(ended));
+            let (op, patient) = (self.kind.op, self.client.patient);
+            let (left, jitter) = (left(self.deadline), retry::jitter());
+            let pause = asked.attempts.next(op, error.trouble(), false, patient, left, jitter);
+            if let Some(pause) = pause {
+                outbox::rest(&self.outbox, number, asked, pause);
+                return Ok(Taken::Resting);
+            }
         }
         self.tries.answered();
-        Ok(Ok(Answer { id: sent.item.id, outcome }))
+        Ok(Taken::Answer(Answer { id: asked.sent.item.id, outcome }))
     }
 
     /// The stream; opens it if it is not, if that takes more than one attempt too.
@@ -261,7 +284,7 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     async fn open_at(&self, sidecar: &Arc<Sidecar>) -> Result<Streaming<A>, Error> {
         let locker = self.client.locker.clone();
         let session = self.client.session(self.kind.op, sidecar, self.deadline).await?;
-        let (run, outbox) = (lock(&self.outbox).run, Arc::clone(&self.outbox));
+        let (run, outbox) = (lock(&self.outbox).run(), Arc::clone(&self.outbox));
         let fresh = session.map(|session| {
             let sidecar = Arc::clone(sidecar);
             Fresh { session, next: Box::new(move || sidecar.session_now(locker.as_ref())) }
@@ -297,13 +320,6 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     }
 }
 
-/// An item that was sent, and the session that its DEK is to be sealed under.
-#[derive(Clone)]
-struct Sent {
-    item: Item,
-    session: Option<Arc<Session>>,
-}
-
 /// The session to seal under, which another follows.
 struct Fresh {
     session: Arc<Session>,
@@ -335,106 +351,5 @@ impl Stream for Sending {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Self { run, outbox, session } = &mut *self;
         lock(outbox).poll_send(*run, cx, || session.as_mut().map(Fresh::now))
-    }
-}
-
-fn lock(outbox: &Mutex<Outbox>) -> MutexGuard<'_, Outbox> {
-    outbox.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The items of a stream: those to be sent, and those that were and are not answered.
-/// Of the latter there are no more than the sidecar works on and the buffers in between
-/// hold.
-struct Outbox {
-    items: Fuse<BoxStream<'static, Item>>,
-    /// By the numbers that we gave them: callers' need not be distinct.
-    unanswered: HashMap<u64, Sent>,
-    again: VecDeque<u64>,
-    next: u64,
-    /// Which of the streams that were opened may send.
-    run: u32,
-}
-
-impl Outbox {
-    fn new(items: BoxStream<'static, Item>) -> Self {
-        let (unanswered, again) = (HashMap::new(), VecDeque::new());
-        Self { items: items.fuse(), unanswered, again, next: 0, run: 0 }
-    }
-
-    /// What a stream of `run` sends next, under the `session` of now.
-    fn poll_send(
-        &mut self,
-        run: u32,
-        cx: &mut Context<'_>,
-        session: impl FnOnce() -> Option<Arc<Session>>,
-    ) -> Poll<Option<(u64, Sent)>> {
-        if run != self.run {
-            return Poll::Ready(None);
-        }
-        while let Some(number) = self.again.pop_front() {
-            if let Some(sent) = self.unanswered.get_mut(&number) {
-                sent.session = session();
-                return Poll::Ready(Some((number, sent.clone())));
-            }
-        }
-        self.items.poll_next_unpin(cx).map(|item| {
-            item.map(|item| {
-                let number = self.next;
-                self.next += 1;
-                let sent = Sent { item, session: session() };
-                self.unanswered.insert(number, sent.clone());
-                (number, sent)
-            })
-        })
-    }
-
-    /// An answer came. What it is for; `None` if no answer is due.
-    fn answered(&mut self, number: u64) -> Option<Sent> {
-        self.unanswered.remove(&number)
-    }
-
-    /// Has everything sent again that was not answered, by a new stream.
-    fn start_again(&mut self) {
-        self.run += 1;
-        let mut numbers: Vec<u64> = self.unanswered.keys().copied().collect();
-        numbers.sort_unstable();
-        self.again = numbers.into();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::task::Waker;
-
-    fn item(id: u64) -> Item {
-        Item { id, wrapped: WrappedDek::default(), context: vec![] }
-    }
-
-    fn send(outbox: &mut Outbox, run: u32) -> Poll<Option<(u64, u64)>> {
-        let sent = outbox.poll_send(run, &mut Context::from_waker(Waker::noop()), || None);
-        sent.map(|sent| sent.map(|(number, sent)| (number, sent.item.id)))
-    }
-
-    fn answered(outbox: &mut Outbox, number: u64) -> Option<u64> {
-        outbox.answered(number).map(|sent| sent.item.id)
-    }
-
-    #[test]
-    fn what_was_not_answered_is_sent_again_and_once() {
-        let mut outbox = Outbox::new(stream::iter([7, 7, 9].map(item)).boxed());
-        assert_eq!(send(&mut outbox, 0), Poll::Ready(Some((0, 7))));
-        assert_eq!(send(&mut outbox, 0), Poll::Ready(Some((1, 7))));
-        assert_eq!(answered(&mut outbox, 0), Some(7));
-        assert_eq!(answered(&mut outbox, 0), None, "no second answer is due");
-        assert_eq!(answered(&mut outbox, 2), None, "it was not sent yet");
-        outbox.start_again();
-        assert_eq!(send(&mut outbox, 0), Poll::Ready(None), "the old stream sends no more");
-        assert_eq!(send(&mut outbox, 1), Poll::Ready(Some((1, 7))));
-        assert_eq!(send(&mut outbox, 1), Poll::Ready(Some((2, 9))));
-        assert_eq!(send(&mut outbox, 1), Poll::Ready(None));
-        assert_eq!((answered(&mut outbox, 2), answered(&mut outbox, 1)), (Some(9), Some(7)));
-        outbox.start_again();
-        assert_eq!(send(&mut outbox, 2), Poll::Ready(None), "nothing is left");
     }
 }

@@ -91,23 +91,21 @@ impl Error {
     pub(super) fn trouble(&self) -> Trouble {
         match self.lost {
             Some(Lost::Unsent) => Trouble::NotSent,
-            Some(Lost::Unread) => Trouble::NotTaken(None),
+            Some(Lost::Unread) => Trouble::Parted,
             Some(Lost::Broken) => Trouble::Broken,
             None if self.is_session_not_found() => Trouble::Session,
-            None if self.is_of_who_leaves() => Trouble::NotTaken(self.retry_after),
+            None if self.is_for(Reason::ShuttingDown) => Trouble::NotTaken(self.retry_after),
+            None if self.is_for(Reason::ConnectionEnding) => Trouble::Parted,
             None => Trouble::Said(self.retry_after),
         }
     }
 
-    /// Whether the sidecar says that it, or the connection, is about to go.
-    fn is_of_who_leaves(&self) -> bool {
-        [Reason::ShuttingDown, Reason::ConnectionEnding]
-            .iter()
-            .any(|reason| self.reason == reason.as_str())
+    pub(super) fn is_session_not_found(&self) -> bool {
+        self.is_for(Reason::SessionNotFound)
     }
 
-    pub(super) fn is_session_not_found(&self) -> bool {
-        self.reason == Reason::SessionNotFound.as_str()
+    fn is_for(&self, reason: Reason) -> bool {
+        self.reason == reason.as_str()
     }
 
     /// A session that has sealed all that it may: another is to be used.

@@ -20,9 +20,10 @@ const RECONNECT_AFTER_MAX: Duration = Duration::from_millis(250);
 pub(super) enum Trouble {
     /// There is no connection.
     NotSent,
-    /// The sidecar did not work on it: it refused it unread, or stops. Then it says when it
-    /// may be back.
+    /// The sidecar stops and did not work on it. It says when it may be back.
     NotTaken(Option<Duration>),
+    /// Its connection ended in order before the sidecar read it. The next one may be had at once.
+    Parted,
     /// Its connection ended: it may have been worked on or not.
     Broken,
     /// The session that it was sealed under is gone; nothing was done.
@@ -35,6 +36,11 @@ impl Trouble {
     /// Whether it says that the sidecar is not there, or about to go.
     pub(super) fn is_of_the_sidecar(self) -> bool {
         matches!(self, Self::NotSent | Self::NotTaken(_) | Self::Broken)
+    }
+
+    /// Whether it says that the connection is not there any more.
+    pub(super) fn is_of_the_connection(self) -> bool {
+        self.is_of_the_sidecar() || self == Self::Parted
     }
 }
 
@@ -70,7 +76,11 @@ impl Attempts {
     ) -> Option<Duration> {
         self.all += 1;
         let after = match trouble {
-            Trouble::NotSent | Trouble::NotTaken(_) => {
+            Trouble::Parted if self.not_sent == 0 => {
+                self.not_sent = 1;
+                Duration::ZERO
+            }
+            Trouble::NotSent | Trouble::NotTaken(_) | Trouble::Parted => {
                 // Each other sidecar has its turn, and then it is a matter of patience.
                 let turn = others && self.not_sent < ATTEMPTS_MAX;
                 if trouble == Trouble::NotSent && !patient && !turn {
@@ -163,6 +173,13 @@ mod tests {
     }
 
     #[test]
+    fn whose_connection_ended_in_order_comes_again_at_once_and_then_with_pauses() {
+        let pauses = pauses(&[Trouble::Parted; 4], false, LONG);
+        let expected = [0, 10, 20, 40].map(|ms| Some(Duration::from_millis(ms)));
+        assert_eq!(pauses, expected);
+    }
+
+    #[test]
     fn another_sidecar_is_called_at_once_also_by_who_is_not_patient() {
         let mut attempts = Attempts::default();
         let mut next = |others| attempts.next(Op::Unwrap, NOT_SENT, others, false, LONG, 1.0);
@@ -196,7 +213,7 @@ mod tests {
     proptest! {
         #[test]
         fn pauses_are_no_sooner_than_asked_and_within_the_deadline_and_come_to_an_end(
-            steps in prop::collection::vec((0..4_u8, 0..100_000_u64, any::<bool>()), 1..40),
+            steps in prop::collection::vec((0..5_u8, 0..100_000_u64, any::<bool>()), 1..40),
             left_ms in 0..100_000_u64,
             jitter in 0.0..=1.0_f64,
             patient in any::<bool>(),
@@ -210,9 +227,10 @@ mod tests {
                     0 => NOT_SENT,
                     1 => Trouble::Broken,
                     2 => Trouble::Session,
-                    _ => Trouble::Said(Some(after)),
+                    3 => Trouble::Said(Some(after)),
+                    _ => Trouble::Parted,
                 };
-                worked_on += u32::from(kind != 0);
+                worked_on += u32::from((1..=3).contains(&kind));
                 match attempts.next(Op::Wrap, trouble, others, patient, left, jitter) {
                     Some(pause) => {
                         prop_assert!(pause < left && worked_on < ATTEMPTS_MAX);

@@ -77,7 +77,7 @@ impl Watch {
                 Err(status) => Error::from_status(&status, sidecar.target()),
             };
             sidecar.failed_with(&error);
-            if !error.trouble().is_of_the_sidecar() || self.quiet > retry::ATTEMPTS_MAX {
+            if !error.trouble().is_of_the_connection() || self.quiet > retry::ATTEMPTS_MAX {
                 return Err(error);
             }
             told = self.open().await?;

@@ -2,7 +2,7 @@
 # Makefile, not more: no target has files of its own, so nothing here is cached.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop memcheck lint bench fuzz docs clean-softhsm
+.PHONY: help demo test test-interop memcheck lint storage-node bench fuzz docs clean-softhsm
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ memcheck: ## the tests of secret memory, under valgrind (part of make test)
 
 lint: ## format, clippy, documentation, dependencies, shell scripts
 	@scripts/lint.sh
+
+storage-node: ## the life of a storage node, told; ARGS=--bench measures it
+	@examples/storage-node/run.sh $(ARGS)
 
 bench: ## every bench; ARGS="NAME..." only those
 	@scripts/bench.sh $(ARGS)

@@ -19,8 +19,11 @@ KEYWARD_TEST_KRYOPTIC=$(scripts/kryoptic.sh)
 KEYWARD_TEST_PYTHON="$tools/venv/bin/python"
 export KEYWARD_TEST_SOFTHSM KEYWARD_TEST_KRYOPTIC KEYWARD_TEST_PYTHON
 
+# Some tests run examples, which are no dependencies of theirs for cargo.
+examples() { cargo build --locked --all-features --examples; }
 nextest() { cargo nextest run --locked --all-features "$@"; }
 if [ "$#" -gt 0 ]; then
+    examples
     nextest "$@"
     exit
 fi
@@ -28,11 +31,24 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Go is compiled where it is, or Debian has it; elsewhere that is told.
+not_compiled=""
+go_example() {
+    local status=0
+    examples/go/build.sh "$work/keyward-go" || status=$?
+    [ "$status" -ne 3 ] || not_compiled="the example in Go was NOT compiled: there is no Go for this system"
+    [ "$status" -eq 0 ] || [ "$status" -eq 3 ]
+}
+
 step "the client builds alone" cargo build --locked --no-default-features --features client
 step "keyward builds" cargo build --locked --bin keyward
 step "the SoftHSM scripts" softhsm/test.sh "$target_dir/debug/keyward"
 step "the demo" scripts/demo.sh --dir "$work/softhsm"
+step "the examples" examples
+step "the storage node's life" examples/storage-node/run.sh
+step "the example in Go" go_example
 step "the examples in the documentation" cargo test --doc --locked --all-features
 step "secret memory under valgrind" scripts/memcheck.sh
 step "the tests" nextest
+[ -z "$not_compiled" ] || { say "" && say "note: $not_compiled"; }
 judge "make test"

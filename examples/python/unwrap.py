@@ -6,7 +6,8 @@
     unwrap.py generate --socket PATH --kek NAME --length N --wrapped-out F   DEK to stdout
 
 WRAPPED and DEK are files; without one, or with "-", standard input is read. A wrapped
-DEK is a serialized WrappedDek message. Exit code: 0 done, 1 refused, 2 usage.
+DEK is a serialized WrappedDek message. With --sealed the DEK goes over the connection sealed
+(sealed.py). Exit code: 0 done, 1 refused, 2 usage.
 """
 
 import argparse
@@ -91,6 +92,7 @@ def main():
     parser.add_argument("--kek", help="wrap, generate: name of the KEK")
     parser.add_argument("--length", type=int, default=32, help="generate: length of the DEK in bytes")
     parser.add_argument("--wrapped-out", help="generate: file for the wrapped DEK")
+    parser.add_argument("--sealed", action="store_true", help="have the DEK sealed on its way")
     # Intermixed: the file may stand before or after the options.
     options = parser.parse_intermixed_args(arguments)
     if options.command != "unwrap" and not options.kek:
@@ -102,18 +104,35 @@ def main():
     context = read(options.context_file) if options.context_file else b""
     with connect(options.socket) as channel:
         keyward = services.KeyWrapStub(channel)
+        session, session_id = None, b""
+        if options.sealed:
+            from sealed import Session
+
+            session = Session(keyward, messages, DEADLINE_SECONDS)
+            session_id = session.id
+
+        def received(answer, wrapped):
+            return session.open(answer.sealed, wrapped, context) if session else answer.dek
+
         if options.command == "unwrap":
             wrapped = messages.WrappedDek.FromString(read(options.input))
-            request = messages.UnwrapRequest(wrapped=wrapped, context=context)
-            output = keyward.Unwrap(request, timeout=DEADLINE_SECONDS).dek
+            request = messages.UnwrapRequest(wrapped=wrapped, context=context, session=session_id)
+            output = received(keyward.Unwrap(request, timeout=DEADLINE_SECONDS), wrapped)
         elif options.command == "wrap":
-            request = messages.WrapRequest(kek=options.kek, dek=read(options.input), context=context)
+            dek = read(options.input)
+            request = messages.WrapRequest(kek=options.kek, context=context)
+            if session:
+                request.sealed.CopyFrom(session.seal(options.kek, dek, context))
+            else:
+                request.dek = dek
             output = keyward.Wrap(request, timeout=DEADLINE_SECONDS).wrapped.SerializeToString()
         else:
-            request = messages.GenerateDekRequest(kek=options.kek, length=options.length, context=context)
+            request = messages.GenerateDekRequest(
+                kek=options.kek, length=options.length, context=context, session=session_id
+            )
             response = keyward.GenerateDek(request, timeout=DEADLINE_SECONDS)
             pathlib.Path(options.wrapped_out).write_bytes(response.wrapped.SerializeToString())
-            output = response.dek
+            output = received(response, response.wrapped)
     sys.stdout.buffer.write(output)
 
 

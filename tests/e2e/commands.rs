@@ -1,6 +1,11 @@
 //! The commands against a running sidecar, and other people's tools beside them.
 
-use std::{env, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    env,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output},
+};
 
 use prost::Message as _;
 
@@ -180,20 +185,37 @@ fn a_python_client_that_knows_only_the_proto_unwraps_a_dek(home: Home) {
     let context = served.file("context", b"tenant 7");
     let context = context.to_string_lossy().into_owned();
     let wrapped = served.ok(&["wrap", "--kek", KEK, "--context-file", &context], DEK);
-    let unwrap = |context: &str, input: &[u8]| {
+    let kek_of = ["--kek", KEK];
+    let call = |verb: &str, more: &[&str], context: &str, input: &[u8]| {
         let mut command = Command::new(&python);
-        command.arg(&script).arg("unwrap").arg("--socket").arg(served.socket());
+        command.arg(&script).arg(verb).arg("--socket").arg(served.socket()).args(more);
         command.args(["--context-file", context]);
         run_with_input(&mut command, input)
     };
-    let dek = unwrap(&context, &wrapped);
-    assert!(dek.status.success(), "{}", String::from_utf8_lossy(&dek.stderr));
-    assert_eq!(dek.stdout, DEK);
+    let done = |output: Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
     let other = served.file("other", b"tenant 8").to_string_lossy().into_owned();
-    let refused = unwrap(&other, &wrapped);
-    assert_eq!(refused.status.code(), Some(1));
-    let stderr = String::from_utf8_lossy(&refused.stderr);
-    assert!(stderr.contains("CIPHERTEXT_INVALID"), "{stderr}");
+    // Plain, and sealed with somebody else's HPKE.
+    for sealed in [&[][..], &["--sealed"]] {
+        assert_eq!(done(call("unwrap", sealed, &context, &wrapped)), DEK);
+        let refused = call("unwrap", sealed, &other, &wrapped);
+        assert_eq!(refused.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(stderr.contains("CIPHERTEXT_INVALID"), "{stderr}");
+
+        let by_python = done(call("wrap", &[&kek_of, sealed].concat(), &context, DEK));
+        let unwrapped = served.ok(&["unwrap", "--context-file", &context], &by_python);
+        assert_eq!(unwrapped, DEK);
+
+        let out = served.dir().join("generated").to_string_lossy().into_owned();
+        let generate = [&kek_of[..], &["--length", "48", "--wrapped-out", &out], sealed].concat();
+        let dek = done(call("generate", &generate, &context, b""));
+        assert_eq!(dek.len(), 48);
+        let generated = read(Path::new(&out));
+        assert_eq!(served.ok(&["unwrap", "--context-file", &context], &generated), dek);
+    }
 }
 
 fn mutual_tls_lets_the_client_of_the_development_authority_in_and_nobody_else(home: Home) {

@@ -76,6 +76,9 @@ impl Said {
 static SAID: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 static CLIENTS: LazyLock<[blocking::Client; 2]> = LazyLock::new(|| {
+    // Rust's own start does this; the fuzzer's is another.
+    // SAFETY: a call of the C library that touches no memory of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let path = std::env::temp_dir().join(format!("keyward-fuzz-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).expect("a socket");
     thread::spawn(move || {

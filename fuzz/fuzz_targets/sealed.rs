@@ -9,9 +9,9 @@ use keyward::{
     sealed::{About, Accepted, Offer, SESSION_KEYS_BYTES, Session, accept},
     secret::Secret,
 };
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{arbitrary, fuzz_target};
 
-#[derive(libfuzzer_sys::arbitrary::Arbitrary, Debug)]
+#[derive(arbitrary::Arbitrary, Debug)]
 enum Input<'a> {
     Accept(&'a [u8]),
     Finish { id: &'a [u8], public_key: &'a [u8], sealed_keys: &'a [u8] },

@@ -24,7 +24,6 @@ mod served;
 #[path = "../tests/support/token.rs"]
 #[allow(dead_code)]
 mod token;
-#[allow(dead_code)]
 #[path = "../tests/support/azure.rs"]
 mod vaults;
 

@@ -214,7 +214,7 @@ fn crash(options: &Options, dir: &Path) -> Result<(), Failure> {
     for (at, expected) in &acknowledged {
         let page = node.store().read_page(*at)?.ok_or_else(|| format!("{at:?} is gone"))?;
         // What was on its way when it was killed may have arrived.
-        if !version(*at, &page).is_some_and(|version| version >= *expected) {
+        if version(*at, &page).is_none_or(|version| version < *expected) {
             return Err(format!("{at:?} is not what was acknowledged").into());
         }
     }

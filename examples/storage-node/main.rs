@@ -4,7 +4,8 @@
 //! ```text
 //! storage-node          --socket PATH --kek NAME --keyward BIN --config FILE     its whole life, told
 //! storage-node --bench  (the same) [--segments N]                                pages per second
-//! storage-node work     --socket PATH --kek NAME --dir DIR [--heap]              write until stopped
+//! storage-node work     --socket PATH --kek NAME --dir DIR                       write until stopped
+//!              [--silence SECONDS] [--heap]
 //! ```
 //!
 //! `run.sh` beside this file makes an HSM and a sidecar for the first two. Exit code: 0 done, 1

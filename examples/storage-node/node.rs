@@ -6,14 +6,15 @@
 //! version wrapped, while pages are read and written.
 //!
 //! Fail closed: a node that has heard nothing of its KEK for [`Settings::silence`], because no
-//! sidecar could be reached, cannot know that it still may, and goes dark.
+//! sidecar could be reached, cannot know that it still may, and goes dark. It finds out that
+//! nobody can be reached within the deadline of a call, ten seconds, which comes on top.
 
 use std::{
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -30,7 +31,7 @@ const STREAM_WITHIN: Duration = Duration::from_secs(3600);
 /// How often the watch looks up from what it waits for.
 const LOOK_UP: Duration = Duration::from_millis(200);
 /// Between attempts at what did not work.
-const AGAIN_AFTER: Duration = Duration::from_millis(500);
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
 
 /// How a node is set up.
@@ -93,6 +94,7 @@ impl Node {
             tell,
             news,
             heard: Instant::now(),
+            silent: false,
         };
         // First: a KEK that is taken away while segments are opened is not missed.
         let watching = thread::spawn(move || watch.run());
@@ -146,21 +148,46 @@ struct Keeper {
 impl Keeper {
     /// Until the watch has ended.
     fn run(&self, orders: &Receiver<Order>) {
-        while let Ok(order) = orders.recv() {
-            let done = match &order {
-                Order::Open => {
-                    self.open_segments().map(|opened| (opened > 0).then(|| News::Light(opened)))
+        let mut wanted = Wanted::default();
+        loop {
+            // What did not work is tried again, also if nobody asks.
+            let next = match wanted.anything() {
+                true => orders.recv_timeout(AGAIN_AFTER),
+                false => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(order) => wanted.take(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            orders.try_iter().for_each(|order| wanted.take(order));
+            if wanted.open {
+                match self.open_segments() {
+                    Ok(opened) => {
+                        wanted.open = false;
+                        if opened > 0 {
+                            self.say(News::Light(opened));
+                        }
+                    }
+                    Err(error) => self.say(News::Trouble(error.to_string())),
                 }
-                Order::Rewrap(version) => self.rewrap(version).map(|rewrapped| {
-                    (rewrapped > 0).then(|| News::Rewrapped(rewrapped, version.clone()))
-                }),
-            };
-            // If that nobody listens, nobody wants to know.
-            let _nobody = match done {
-                Ok(news) => news.map_or(Ok(()), |news| self.news.send(news)),
-                Err(error) => self.news.send(News::Trouble(error.to_string())),
-            };
+            }
+            if let Some(version) = wanted.rewrap.take() {
+                match self.rewrap(&version) {
+                    Ok(0) => {}
+                    Ok(rewrapped) => self.say(News::Rewrapped(rewrapped, version)),
+                    Err(error) => {
+                        self.say(News::Trouble(format!("not all is rewrapped: {error}")));
+                        wanted.rewrap = Some(version);
+                    }
+                }
+            }
         }
+    }
+
+    fn say(&self, news: News) {
+        // If nobody listens, nobody wants to know.
+        let _nobody = self.news.send(news);
     }
 
     /// Has the DEKs of dark segments unwrapped, in one stream. How many were.
@@ -181,31 +208,43 @@ impl Keeper {
         Ok(opened)
     }
 
-    /// Has the DEKs rewrapped that `version` did not wrap, in one stream. How many were.
-    fn rewrap(&self, version: &str) -> std::result::Result<usize, KeysError> {
+    /// Has the DEKs rewrapped that `version` did not wrap, in one stream. How many there were;
+    /// `Err` if there are more.
+    fn rewrap(&self, version: &str) -> Result<usize> {
         let old = self.store.chosen(|_, header| header.wrapped.version != version);
         if old.is_empty() {
             return Ok(0);
         }
         let (mut rewrapped, mut failed) = (0, None);
-        for answer in self.client.rewrap_stream(items(old), STREAM_WITHIN)? {
-            let answer = answer?;
+        for answer in self.client.rewrap_stream(items(old), STREAM_WITHIN).map_err(Error::Keys)? {
+            let answer = answer.map_err(Error::Keys)?;
             match answer.outcome {
-                Ok(done) => {
-                    if let Err(error) = self.store.rewrapped(answer.id, done.wrapped) {
-                        let _nobody = self.news.send(News::Trouble(error.to_string()));
-                        break;
-                    }
-                    rewrapped += 1;
-                }
+                Ok(done) => self.store.rewrapped(answer.id, done.wrapped)?,
                 Err(error) => failed = Some(error),
             }
+            rewrapped += 1;
         }
-        if let Some(error) = failed {
-            let _nobody =
-                self.news.send(News::Trouble(format!("some DEKs were not rewrapped: {error}")));
+        failed.map_or(Ok(rewrapped), |error| Err(Error::Keys(error)))
+    }
+}
+
+/// What is to be done.
+#[derive(Default)]
+struct Wanted {
+    open: bool,
+    rewrap: Option<String>,
+}
+
+impl Wanted {
+    fn anything(&self) -> bool {
+        self.open || self.rewrap.is_some()
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Open => self.open = true,
+            Order::Rewrap(version) => self.rewrap = Some(version),
         }
-        Ok(rewrapped)
     }
 }
 
@@ -228,6 +267,8 @@ struct Watch {
     news: Sender<News>,
     /// When the KEK was last known to be watched.
     heard: Instant,
+    /// Whether that was too long ago, and what follows was done.
+    silent: bool,
 }
 
 impl Watch {
@@ -236,7 +277,8 @@ impl Watch {
             if let Err(error) = self.watch() {
                 self.say(News::Trouble(format!("the KEK is not watched: {error}")));
             }
-            if self.heard.elapsed() > self.silence {
+            if self.heard.elapsed() > self.silence && !self.silent {
+                self.silent = true;
                 self.darken("nothing was heard of its KEK for too long", |_| true);
             }
             if !self.is_ending() {
@@ -256,7 +298,7 @@ impl Watch {
                 Some(Err(error)) => return Err(error),
                 None => return Ok(()),
             }
-            self.heard = Instant::now();
+            (self.heard, self.silent) = (Instant::now(), false);
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use keyward::client::{Client, Endpoint, Locker, blocking};
 
-use crate::Failure;
+use crate::{Failure, node::Settings};
 
 /// Segments that a node has room for: a slot of locked memory each, 1 MiB.
 const SEGMENTS_MAX: usize = 16 * 1024;
@@ -26,6 +26,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     pub dir: Option<PathBuf>,
     pub segments: u64,
+    /// How long the node goes on without news of its KEK.
+    pub silence: Duration,
     /// Keep DEKs on the heap, so that a test sees them.
     pub heap: bool,
 }
@@ -41,6 +43,7 @@ impl Options {
             config: None,
             dir: None,
             segments: 10_000,
+            silence: Settings::default().silence,
             heap: false,
         };
         let mut args = args;
@@ -58,6 +61,11 @@ impl Options {
                 "--segments" => {
                     let number = value()?.parse().ok().filter(|n| (1..=10_000).contains(n));
                     options.segments = number.ok_or("--segments is a number from 1 to 10000")?;
+                }
+                "--silence" => {
+                    let seconds =
+                        value()?.parse().map_err(|_| "--silence is a number of seconds")?;
+                    options.silence = Duration::from_secs(seconds);
                 }
                 "--heap" => options.heap = true,
                 other => return Err(format!("unknown argument: {other}")),

@@ -39,7 +39,7 @@ const SEGMENTS_MAX: u64 = 160;
 pub fn run(options: &Options) -> Result<(), Failure> {
     let dir = options.dir.as_deref().unwrap_or_else(|| Path::new("."));
     let (tell, news) = mpsc::channel();
-    let settings = Settings { pages_per_segment: PAGES_PER_SEGMENT, ..Settings::default() };
+    let settings = Settings { pages_per_segment: PAGES_PER_SEGMENT, silence: options.silence };
     let node = Node::open(dir, options.client()?, &options.kek, settings, tell)?;
     let node = Arc::new(node);
     thread::spawn({

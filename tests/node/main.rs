@@ -18,7 +18,6 @@ mod served;
 #[path = "../support/token.rs"]
 #[allow(dead_code)]
 mod token;
-#[allow(dead_code)]
 #[path = "../support/azure.rs"]
 mod vaults;
 

@@ -143,3 +143,22 @@ async fn a_light_node_holds_its_keys_in_locked_memory_alone() {
     let node = Work::start(&scene.served, &dir, &[]);
     scene.known.found(&node.until("it opens", |line| line == "ready"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_hears_nothing_of_its_key_goes_dark_and_comes_back() {
+    let mut served = operated();
+    let dir = served.dir().join("store");
+    let node = Work::start(&served, &dir, &["--silence", "2"]);
+    node.until("it opens", |line| line == "ready");
+    served.signal("-KILL");
+    served.wait();
+    let said = node.until("it goes dark", |line| line.starts_with("dark"));
+    assert!(said.last().expect("a line").contains("nothing was heard"), "{said:?}");
+    // What was on its way is told; then it writes no more.
+    node.within(Duration::from_millis(200));
+    let said = node.within(Duration::from_secs(1));
+    assert!(!said.iter().any(|line| line.starts_with("ack")), "{said:?}");
+    served.serve();
+    node.until("it goes light", |line| line.starts_with("light"));
+    node.until("it writes", |line| line.starts_with("ack"));
+}

@@ -1,5 +1,8 @@
 //! Whatever a server says, the client errs in time: frames of HTTP/2 as they come, and, behind
 //! the head of an answer, what should be messages of gRPC. Over a real Unix socket.
+//!
+//! An input is what is called (a byte) and what the server says to it: parts of a kind, a
+//! stream and flags (a byte each), a length (two, big-endian) and as many bytes.
 
 #![no_main]
 
@@ -12,38 +15,12 @@ use std::{
 };
 
 use keyward::client::{Client, Delivery, Endpoint, Item, WrappedDek, blocking};
-use libfuzzer_sys::{arbitrary, fuzz_target};
+use libfuzzer_sys::fuzz_target;
 
 /// Too short for a second attempt.
 const DEADLINE: Duration = Duration::from_millis(5);
-/// A machine that is busy with other targets.
+/// On a machine that is busy with other things.
 const AT_MOST: Duration = Duration::from_secs(5);
-
-#[derive(arbitrary::Arbitrary, Debug, Clone)]
-enum Said {
-    Frame {
-        kind: u8,
-        flags: u8,
-        stream: u8,
-        payload: Vec<u8>,
-    },
-    Raw(Vec<u8>),
-    /// The head of an answer.
-    Head {
-        stream: u8,
-    },
-    /// What is in an answer.
-    Data {
-        stream: u8,
-        last: bool,
-        payload: Vec<u8>,
-    },
-    /// A message of an answer.
-    Message {
-        stream: u8,
-        message: Vec<u8>,
-    },
-}
 
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(16_384)];
@@ -53,29 +30,36 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-impl Said {
-    fn bytes(&self) -> Vec<u8> {
-        match self {
-            Self::Frame { kind, flags, stream, payload } => frame(*kind, *flags, *stream, payload),
-            Self::Raw(bytes) => bytes.clone(),
-            // :status 200, content-type application/grpc; not in the table.
-            Self::Head { stream } => {
+fn said(mut input: &[u8]) -> Vec<u8> {
+    let mut said = Vec::new();
+    while let [kind, stream, flags, high, low, rest @ ..] = input {
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
+        let (part, behind) = rest.split_at(length);
+        input = behind;
+        // Of a stream that the client may have opened.
+        let (stream, any) = (*stream % 8 | 1, *stream);
+        match kind % 5 {
+            0 => said.extend(frame(kind / 5 % 12, *flags, any, part)),
+            1 => said.extend(part),
+            // :status 200, content-type application/grpc.
+            2 => {
                 let grpc = [&[0x88, 0x0f, 0x10, 16][..], b"application/grpc"].concat();
-                frame(1, 4, *stream | 1, &grpc)
+                said.extend(frame(1, 4, stream, &grpc));
             }
-            Self::Data { stream, last, payload } => frame(0, u8::from(*last), *stream | 1, payload),
-            Self::Message { stream, message } => {
-                let length = (message.len() as u32).to_be_bytes();
-                frame(0, 0, *stream | 1, &[&[0][..], &length, message].concat())
+            3 => said.extend(frame(0, *flags & 1, stream, part)),
+            _ => {
+                let length = (part.len() as u32).to_be_bytes();
+                said.extend(frame(0, 0, stream, &[&[0][..], &length, part].concat()));
             }
         }
     }
+    said
 }
 
 /// What the server says now, to everybody.
 static SAID: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-static CLIENTS: LazyLock<[blocking::Client; 2]> = LazyLock::new(|| {
+static CLIENTS: LazyLock<[blocking::Client; 3]> = LazyLock::new(|| {
     // Rust's own start does this; the fuzzer's is another.
     // SAFETY: a call of the C library that touches no memory of ours.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
@@ -88,33 +72,36 @@ static CLIENTS: LazyLock<[blocking::Client; 2]> = LazyLock::new(|| {
     });
     let client = Client::new(&Endpoint::unix(&path)).expect("a client");
     let client = client.failing_fast().with_deadline(DEADLINE);
-    [Delivery::Plain, Delivery::Sealed]
-        .map(|delivery| client.clone().with_delivery(delivery).blocking().expect("a thread"))
+    let plain = client.clone().with_delivery(Delivery::Plain);
+    [plain.clone(), plain.with_calls_apart(), client]
+        .map(|client| client.blocking().expect("a thread"))
 });
 
 fn serve(mut stream: UnixStream) {
     let said = SAID.lock().expect("nobody panicked").clone();
-    let mut heard = [0; 4096];
-    let settings = frame(4, 0, 0, &[]);
-    let _cut = stream.write_all(&settings);
+    let _cut = stream.write_all(&frame(4, 0, 0, &[]));
     // The client has asked by then, most of the time.
+    let mut heard = [0; 4096];
     let _heard = stream.read(&mut heard);
     let _cut = stream.write_all(&said);
 }
 
-fuzz_target!(|said: Vec<Said>| {
-    let bytes = said.iter().flat_map(Said::bytes).collect();
-    *SAID.lock().expect("nobody panicked") = bytes;
+fuzz_target!(|input: &[u8]| {
+    let Some((call, input)) = input.split_first() else { return };
+    *SAID.lock().expect("nobody panicked") = said(input);
     let began = Instant::now();
-    for client in &*CLIENTS {
-        let wrapped = WrappedDek { ciphertext: vec![7; 256], ..Default::default() };
+    let client = &CLIENTS[usize::from(call / 4) % 3];
+    let wrapped = WrappedDek { ciphertext: vec![7; 256], ..Default::default() };
+    match call % 4 {
         // A DEK that is not sealed may be whatever the server says.
-        let _any = client.unwrap(&wrapped, b"");
-        let item = Item { id: 0, wrapped, context: Vec::new() };
-        if let Ok(answers) = client.unwrap_stream([item], DEADLINE) {
-            assert!(answers.count() <= 2, "one answer, and perhaps an error");
+        0 | 1 => drop(client.unwrap(&wrapped, b"")),
+        2 => {
+            let item = Item { id: 0, wrapped, context: Vec::new() };
+            if let Ok(answers) = client.unwrap_stream([item], DEADLINE) {
+                assert!(answers.count() <= 2, "one answer, and perhaps an error");
+            }
         }
-        let _any = client.list_keks();
+        _ => drop(client.list_keks()),
     }
     assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
 });

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost.skip_debug(SECRET_MESSAGES);
     tonic_prost_build::configure()
         .codec_path("crate::wire::SmallCodec")
+        .build_transport(false)
         .build_server(env::var_os("CARGO_FEATURE_SERVER").is_some())
         .compile_fds_with_config(descriptors, prost)?;
     Ok(())

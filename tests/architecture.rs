@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// A room: a module at the top of `src/`, its rank, and the rooms that it may import.
@@ -340,6 +341,34 @@ fn nothing_is_unfinished() {
             assert!(!source.text.contains(mark), "{} has {mark}", source.path);
         }
     }
+}
+
+/// What a storage node links.
+#[test]
+fn the_client_links_no_server_no_token_and_no_cloud() {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--no-default-features", "--features", "client"])
+        .args(["--edges", "normal", "--prefix", "none", "--format", "{p}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).expect("text");
+    let crates: BTreeSet<&str> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| !name.is_empty())
+        .collect();
+    assert!(crates.contains("h2") && crates.contains("rustls"), "{crates:?}");
+    let foreign =
+        ["hyper", "tower", "axum", "cryptoki", "azure", "clap", "rsa", "prometheus", "toml"];
+    let linked: Vec<_> = crates
+        .iter()
+        // tower's two crates of traits are what generated clients are made of.
+        .filter(|name| !matches!(**name, "tower-service" | "tower-layer"))
+        .filter(|name| foreign.iter().any(|foreign| name.starts_with(foreign)))
+        .collect();
+    assert!(linked.is_empty(), "the client links {linked:?}");
 }
 
 /// The rules above are only as good as the eyes of this file.

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use h2::{RecvStream, SendStream, client::ResponseFuture};
 use prost::Message as _;
 use tokio::{
@@ -89,7 +90,11 @@ impl Shared {
         transport: &Transport,
     ) -> Result<Option<(Arc<Live>, OwnedSemaphorePermit)>, Failure> {
         for lane in &self.lanes {
-            let live = lane.stream(transport).await?;
+            let live = match lane.open() {
+                Some(live) => live,
+                // Apart, since it is seldom and large: every call would carry the room for it.
+                None => lane.stream(transport).boxed().await?,
+            };
             if let Ok(place) = Arc::clone(&live.places).try_acquire_owned() {
                 return Ok(Some((live, place)));
             }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, timeout};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -97,7 +98,11 @@ impl Sidecar {
         locker: Option<&Locker>,
         deadline: Instant,
     ) -> Result<Arc<Session>, Error> {
-        self.sessions.get(locker, left(deadline)).await
+        match self.sessions.current(locker) {
+            Some(session) => Ok(session),
+            // Apart, since it is seldom and large: every call would carry the room for it.
+            None => self.sessions.get(locker, left(deadline)).boxed().await,
+        }
     }
 
     /// The same, if there is one at once.

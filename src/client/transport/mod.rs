@@ -190,7 +190,10 @@ impl Shared {
         head: &http::Request<()>,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
         loop {
-            let (mut sender, fresh) = self.sender().await?;
+            let (mut sender, fresh) = match self.usable() {
+                Some(sender) => (sender, false),
+                None => self.sender().boxed().await?,
+            };
             match sender.send_request(head.clone(), false) {
                 Ok(sent) => return Ok(sent),
                 // Nothing of it left.

@@ -220,7 +220,7 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     /// The next answer; `None` when all are answered.
     async fn next(&mut self) -> Result<Option<Answer<T>>, Error> {
         loop {
-            let deadline = self.deadline;
+            let (deadline, outbox) = (self.deadline, Arc::clone(&self.outbox));
             let (sidecar, answers) = self.opened().await?;
             let error = match timeout_at(deadline, answers.message()).await {
                 Ok(Ok(Some(answer))) => match self.take(answer)? {
@@ -228,7 +228,9 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
                     Taken::SessionEnded(error) => error,
                     Taken::Resting => continue,
                 },
-                Ok(Ok(None)) => return Ok(None),
+                Ok(Ok(None)) if lock(&outbox).is_done() => return Ok(None),
+                // It ended in order, and too early: what is not answered goes by another.
+                Ok(Ok(None)) => Error::parted(sidecar.target()),
                 Ok(Err(status)) => Error::from_status(&status, sidecar.target()),
                 Err(_elapsed) => return Err(Error::deadline_exceeded()),
             };

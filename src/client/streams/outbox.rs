@@ -99,6 +99,11 @@ impl Outbox {
         Poll::Ready(Some((number, sent)))
     }
 
+    /// Whether everything was sent and is answered.
+    pub(super) fn is_done(&self) -> bool {
+        self.unanswered.is_empty() && self.items.is_done()
+    }
+
     /// An answer came. What it is for; `None` if no answer is due.
     pub(super) fn answered(&mut self, number: u64) -> Option<Unanswered> {
         // Nobody was asked for what rests.
@@ -190,6 +195,7 @@ mod tests {
         assert_eq!((answered(&mut outbox, 2), answered(&mut outbox, 1)), (Some(9), Some(7)));
         outbox.start_again();
         assert_eq!(send(&mut outbox, 2), Poll::Ready(None), "nothing is left");
+        assert!(outbox.is_done());
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,6 +37,12 @@ pub(super) fn after_failure(standing: Standing, now: Instant, jitter: f64) -> St
     Standing { failures, again: Some(now + pause) }
 }
 
+/// The same, of which a call has found out. That one is down already says nothing new: of many
+/// calls that fail together, one counts.
+pub(super) fn after_failed_call(standing: Standing, now: Instant, jitter: f64) -> Standing {
+    if standing.is_up() { after_failure(standing, now, jitter) } else { standing }
+}
+
 /// How a sidecar stands while it is asked how it is; `None` if it is up, or not its turn.
 pub(super) fn to_be_asked(standing: Standing, now: Instant) -> Option<Standing> {
     let again = standing.again.filter(|again| *again <= now)?;
@@ -90,6 +96,14 @@ mod tests {
         assert!(pauses.is_sorted() && pauses.iter().all(|pause| *pause <= LONGEST), "{pauses:?}");
         let late = after_failure(down(now, 39), now, 1.0).again.unwrap() - now;
         assert_eq!(late, LONGEST.mul_f64(1.5));
+    }
+
+    #[test]
+    fn calls_that_fail_together_count_as_one() {
+        let now = Instant::now();
+        let first = after_failed_call(UP, now, 0.0);
+        assert_eq!(first, down(now, 1));
+        assert_eq!((0..64).fold(first, |standing, _| after_failed_call(standing, now, 0.0)), first);
     }
 
     #[test]

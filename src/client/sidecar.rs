@@ -131,7 +131,7 @@ impl Sidecar {
     pub(super) fn failed_with(&self, error: &Error) {
         if error.trouble().is_of_the_sidecar() {
             let mut standing = self.standing_now();
-            *standing = choice::after_failure(*standing, Instant::now(), retry::jitter());
+            *standing = choice::after_failed_call(*standing, Instant::now(), retry::jitter());
         }
     }
 

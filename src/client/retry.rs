@@ -76,11 +76,12 @@ impl Attempts {
     ) -> Option<Duration> {
         self.all += 1;
         let after = match trouble {
-            Trouble::Parted if self.not_sent == 0 => {
+            // The next connection, or session, is good, as a rule.
+            Trouble::Parted | Trouble::Session if self.not_sent == 0 => {
                 self.not_sent = 1;
                 Duration::ZERO
             }
-            Trouble::NotSent | Trouble::NotTaken(_) | Trouble::Parted => {
+            Trouble::NotSent | Trouble::NotTaken(_) | Trouble::Parted | Trouble::Session => {
                 // Each other sidecar has its turn, and then it is a matter of patience.
                 let turn = others && self.not_sent < ATTEMPTS_MAX;
                 if trouble == Trouble::NotSent && !patient && !turn {
@@ -93,11 +94,8 @@ impl Attempts {
                 self.not_sent += 1;
                 let doubled = RECONNECT_AFTER.saturating_mul(1 << (self.not_sent - 1).min(10));
                 let pause = doubled.min(RECONNECT_AFTER_MAX).max(after);
-                if others { Duration::ZERO } else { pause }
-            }
-            Trouble::Session => {
-                self.worked_on += 1;
-                Duration::ZERO
+                let elsewhere = others && trouble.is_of_the_sidecar();
+                if elsewhere { Duration::ZERO } else { pause }
             }
             Trouble::Broken | Trouble::Said(_) => {
                 self.worked_on += 1;
@@ -173,10 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn whose_connection_ended_in_order_comes_again_at_once_and_then_with_pauses() {
-        let pauses = pauses(&[Trouble::Parted; 4], false, LONG);
+    fn whose_connection_or_session_ended_comes_again_at_once_and_then_with_pauses() {
         let expected = [0, 10, 20, 40].map(|ms| Some(Duration::from_millis(ms)));
-        assert_eq!(pauses, expected);
+        for trouble in [Trouble::Parted, Trouble::Session] {
+            assert_eq!(pauses(&[trouble; 4], false, LONG), expected);
+        }
     }
 
     #[test]
@@ -186,14 +185,6 @@ mod tests {
         assert_eq!(
             [true, true, false].map(&mut next),
             [Some(Duration::ZERO); 2].into_iter().chain([None]).collect::<Vec<_>>()[..]
-        );
-    }
-
-    #[test]
-    fn a_session_that_is_gone_costs_no_pause_and_not_for_ever() {
-        assert_eq!(
-            pauses(&[Trouble::Session; 3], true, LONG),
-            [Some(Duration::ZERO), Some(Duration::ZERO), None]
         );
     }
 
@@ -230,7 +221,7 @@ mod tests {
                     3 => Trouble::Said(Some(after)),
                     _ => Trouble::Parted,
                 };
-                worked_on += u32::from((1..=3).contains(&kind));
+                worked_on += u32::from(kind == 1 || kind == 3);
                 match attempts.next(Op::Wrap, trouble, others, patient, left, jitter) {
                     Some(pause) => {
                         prop_assert!(pause < left && worked_on < ATTEMPTS_MAX);

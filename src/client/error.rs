@@ -155,13 +155,6 @@ impl Error {
         Self::new(reason, Code::DeadlineExceeded, "no answer within the deadline")
     }
 
-    /// A connection, or a stream, that ended in order before all was answered.
-    pub(super) fn parted(target: &str) -> Self {
-        let message = format!("the sidecar at {target} ended the stream");
-        let error = Self::new(Self::SIDECAR_UNREACHABLE, Code::Unavailable, message);
-        Self { lost: Some(Lost::Unread), ..error }
-    }
-
     pub(super) fn endpoint_invalid(message: impl Into<String>, fix: &str) -> Self {
         Self::new(Self::ENDPOINT_INVALID, Code::InvalidArgument, message).with_fix(fix)
     }

@@ -141,15 +141,12 @@ impl Sessions {
         Some(session)
     }
 
-    /// The session to seal under now; opens one if there is none.
+    /// The session to seal under now, for those who found none; opens one if there is none still.
     pub(super) async fn get(
         self: &Arc<Self>,
         locker: Option<&Locker>,
         within: Duration,
     ) -> Result<Arc<Session>, Error> {
-        if let Some(session) = self.current(locker) {
-            return Ok(session);
-        }
         let _alone = self.opening.lock().await;
         if let Some(session) = self.current(locker) {
             return Ok(session);

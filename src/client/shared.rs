@@ -28,7 +28,7 @@ use tonic::{Code, Status, codegen::Bytes};
 
 use super::{
     Error,
-    transport::{Failure, Transport},
+    transport::{Failure, Transport, closed},
 };
 use crate::{
     op::{MESSAGE_MAX_BYTES, UNWRAP_STREAM_WINDOW},
@@ -74,7 +74,7 @@ impl Shared {
         let (live, place) = match self.place(transport).await {
             Ok(Some(free)) => free,
             Ok(None) => return None,
-            Err(failure) => return Some(Err(Error::from_status(&status_of(failure), target))),
+            Err(failure) => return Some(Err(Error::from_status(&failure.into(), target))),
         };
         let asked = Live::ask(&live, item, place);
         let answer = match asked {
@@ -104,11 +104,8 @@ impl Shared {
 }
 
 impl Lane {
-    /// Its stream; opens one if there is none.
+    /// Its stream, for those who found none; opens one if there is none still.
     async fn stream(&self, transport: &Transport) -> Result<Arc<Live>, Failure> {
-        if let Some(live) = self.open() {
-            return Ok(live);
-        }
         let _one_at_a_time = self.opening.lock().await;
         if let Some(live) = self.open() {
             return Ok(live);
@@ -195,7 +192,7 @@ impl Live {
         }
         if let Err(error) = live.send(&item) {
             live.waiting().callers.remove(&item.id);
-            return Err(status_of(Failure::Unread(error)));
+            return Err(Failure::Unread(error).into());
         }
         Ok(Asked { live: Arc::clone(live), id: item.id, told })
     }
@@ -275,8 +272,7 @@ async fn read(live: Weak<Live>, answers: ResponseFuture, unused: oneshot::Receiv
 }
 
 async fn read_all(weak: &Weak<Live>, answers: ResponseFuture) -> Result<Status, Status> {
-    let (head, mut body) =
-        answers.await.map_err(|error| status_of(Failure::of(error)))?.into_parts();
+    let (head, mut body) = answers.await.map_err(Failure::of)?.into_parts();
     if head.status != 200 {
         return Err(invalid("no gRPC"));
     }
@@ -292,9 +288,9 @@ async fn read_all(weak: &Weak<Live>, answers: ResponseFuture) -> Result<Status, 
             }
         };
         let Some(data) = data else { break };
-        let data = data.map_err(|error| status_of(Failure::of(error)))?;
+        let data = data.map_err(Failure::of)?;
         let released = body.flow_control().release_capacity(data.len());
-        released.map_err(|error| status_of(Failure::of(error)))?;
+        released.map_err(Failure::of)?;
         let live = weak.upgrade().ok_or_else(closed)?;
         messages.push(&data);
         while let Some(answer) = messages.next()? {
@@ -314,19 +310,8 @@ async fn last_words(body: &mut RecvStream) -> Status {
             None => invalid("a stream without an end"),
         },
         Ok(None) => closed(),
-        Err(error) => status_of(Failure::of(error)),
+        Err(error) => Failure::of(error).into(),
     }
-}
-
-/// A stream that was closed in order: what is on its way comes by another.
-fn closed() -> Status {
-    status_of(Failure::Unread(h2::Reason::NO_ERROR.into()))
-}
-
-fn status_of(failure: Failure) -> Status {
-    let mut status = Status::unavailable(failure.to_string());
-    status.set_source(Arc::new(failure));
-    status
 }
 
 fn invalid(what: &'static str) -> Status {

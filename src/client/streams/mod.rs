@@ -39,7 +39,7 @@ use super::{
     deadline, retry, rewrapped,
     session::Session,
     sidecar::Sidecar,
-    transport::Transport,
+    transport::{Transport, closed},
 };
 use crate::{
     op::Op,
@@ -220,7 +220,7 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
     /// The next answer; `None` when all are answered.
     async fn next(&mut self) -> Result<Option<Answer<T>>, Error> {
         loop {
-            let (deadline, outbox) = (self.deadline, Arc::clone(&self.outbox));
+            let deadline = self.deadline;
             let (sidecar, answers) = self.opened().await?;
             let error = match timeout_at(deadline, answers.message()).await {
                 Ok(Ok(Some(answer))) => match self.take(answer)? {
@@ -228,9 +228,13 @@ impl<A: Send + 'static, T: Send + 'static> Exchange<A, T> {
                     Taken::SessionEnded(error) => error,
                     Taken::Resting => continue,
                 },
-                Ok(Ok(None)) if lock(&outbox).is_done() => return Ok(None),
-                // It ended in order, and too early: what is not answered goes by another.
-                Ok(Ok(None)) => Error::parted(sidecar.target()),
+                Ok(Ok(None)) => {
+                    let too_early = Error::from_status(&closed(), sidecar.target());
+                    if lock(&self.outbox).is_done() {
+                        return Ok(None);
+                    }
+                    too_early
+                }
                 Ok(Err(status)) => Error::from_status(&status, sidecar.target()),
                 Err(_elapsed) => return Err(Error::deadline_exceeded()),
             };

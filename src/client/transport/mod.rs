@@ -33,6 +33,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::{
+    Status,
     body::Body,
     codegen::{Bytes, Service, http},
 };
@@ -85,6 +86,19 @@ impl Failure {
             true => Self::Unread(error),
             false => Self::Broken(error),
         }
+    }
+}
+
+/// A stream that ended in order before all was answered: what is on its way comes by another.
+pub(super) fn closed() -> Status {
+    Failure::Unread(h2::Reason::NO_ERROR.into()).into()
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let mut status = Self::unavailable(failure.to_string());
+        status.set_source(Arc::new(failure));
+        status
     }
 }
 
@@ -215,11 +229,9 @@ impl Shared {
         request
     }
 
-    /// The connection if it takes a call, or else another; and whether that is so.
+    /// Another connection, for those who found that the last one takes no call; and whether it
+    /// was opened just now.
     async fn sender(&self) -> Result<(SendRequest<Bytes>, bool), Failure> {
-        if let Some(sender) = self.usable() {
-            return Ok((sender, false));
-        }
         let _alone = self.connecting.lock().await;
         if let Some(sender) = self.usable() {
             return Ok((sender, false));

@@ -9,6 +9,8 @@
 //! and repeats well; or the servers on another core than the callers, where waking it is most of
 //! what one caller waits for.
 
+#[path = "../tests/support/channel.rs"]
+mod channel;
 #[path = "../tests/e2e/home.rs"]
 #[allow(dead_code, unused_macros, unused_imports)]
 mod home;
@@ -27,8 +29,6 @@ mod token;
 #[path = "../tests/support/azure.rs"]
 mod vaults;
 
-mod echo;
-
 use std::{
     env,
     hint::black_box,
@@ -36,18 +36,16 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
-    pin::Pin,
     process::{Child, Command, Stdio},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
-use hyper_util::rt::TokioIo;
 use keyward::{
     client::{Client, Delivery, Endpoint, TlsFiles, WrappedDek},
+    load::Answering,
     secret::Secret,
     wire::{UnwrapRequest, key_wrap_client::KeyWrapClient, key_wrap_server::KeyWrapServer},
 };
@@ -56,22 +54,16 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity},
 };
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
-    runtime::Builder,
-    task::LocalSet,
-};
-use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
+use tokio::{net::TcpStream, runtime::Builder, task::LocalSet};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::{self, Channel, Server, Uri, server::Connected};
+use tonic::transport::{Channel, Server};
 
-use echo::Echo;
 use pki::Pki;
 use served::{KEK, Served, own_uid};
 
@@ -139,129 +131,34 @@ fn be_echo(told: &str) {
             async move {
                 let stream: TcpStream = stream.ok()?;
                 stream.set_nodelay(true).ok()?;
-                Some(Ok::<_, io::Error>(Encrypted(tls.accept(stream).await.ok()?)))
+                Some(Ok::<_, io::Error>(tls.accept(stream).await.ok()?))
             }
         });
         let serve = || Server::builder();
         let (unix, tcp) = tokio::join!(
-            serve().serve_with_incoming(KeyWrapServer::new(Echo), unix),
-            serve().serve_with_incoming(KeyWrapServer::new(Echo), tcp.boxed()),
+            serve().serve_with_incoming(KeyWrapServer::new(Answering), unix),
+            serve().serve_with_incoming(KeyWrapServer::new(Answering), tcp.boxed()),
         );
         unix.and(tcp).expect("it serves");
     });
 }
 
-fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
-    let pem = std::fs::read(path).expect("a file");
-    CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().expect("certificates")
-}
-
-fn private_key(path: &Path) -> PrivateKeyDer<'static> {
-    PrivateKeyDer::from_pem_file(path).expect("a key")
-}
-
-fn roots(path: &Path) -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path) {
-        roots.add(certificate).expect("an authority");
-    }
-    roots
-}
-
 fn server_config(pki: &Path) -> ServerConfig {
+    let certificate = |name: &str| CertificateDer::from_pem_file(pki.join(name)).expect("one");
+    let key = PrivateKeyDer::from_pem_file(pki.join("server.key")).expect("a key");
     let provider = Arc::new(default_provider());
-    let roots = Arc::new(roots(&pki.join("ca.pem")));
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate("ca.pem")).expect("an authority");
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .with_client_cert_verifier(verifier.build().expect("a verifier"))
-        .with_single_cert(
-            certificates(&pki.join("server.pem")),
-            private_key(&pki.join("server.key")),
-        )
+        .with_single_cert(vec![certificate("server.pem")], key)
         .expect("a certificate");
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
-}
-
-/// What tonic's server takes.
-struct Encrypted(TlsStream<TcpStream>);
-
-impl Connected for Encrypted {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Encrypted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
-    }
-}
-
-impl AsyncWrite for Encrypted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, from)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, from)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-fn lazy() -> transport::Endpoint {
-    transport::Endpoint::from_static("http://localhost")
-}
-
-fn unix_channel(path: PathBuf) -> Channel {
-    lazy().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    }))
-}
-
-fn tls_channel(tcp: SocketAddr, files: &TlsFiles) -> Channel {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .with_root_certificates(roots(&files.ca))
-        .with_client_auth_cert(certificates(&files.certificate), private_key(&files.key))
-        .expect("a certificate");
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
-    lazy().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(tcp).await?;
-            stream.set_nodelay(true)?;
-            let name = "localhost".try_into().expect("a name");
-            connector.connect(name, stream).await.map(TokioIo::new)
-        }
-    }))
 }
 
 /// Who is measured.
@@ -425,13 +322,18 @@ fn main() {
         let dek = Secret::new((0..32).collect());
         let wrapped = served.client().wrap(KEK, &dek, CONTEXT).await.expect("a wrapped DEK");
         let unix = || served.client();
-        let unix = Field::new("Unix socket", unix_channel(echo.socket.clone()), &unix, &wrapped);
+        let unix = Field::new(
+            "Unix socket",
+            channel::unix(&channel::endpoint(), echo.socket.clone()),
+            &unix,
+            &wrapped,
+        );
         let uri = format!("https://{tcp}");
         let tls = || {
             let endpoint = Endpoint::tls(uri.clone(), files.clone(), Some("localhost".into()));
             Client::new(&endpoint).expect("a client")
         };
-        let tls = Field::new("mutual TLS", tls_channel(echo.tcp, &files), &tls, &wrapped);
+        let tls = Field::new("mutual TLS", channel::tls(echo.tcp, &files), &tls, &wrapped);
         let servers = [served.pid(), echo.process.id()];
         pin(&[std::process::id()], 0);
         for (core, where_they_run) in [(0, "all on one core"), (1, "servers on another core")] {

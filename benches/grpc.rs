@@ -3,7 +3,6 @@
 //! policy, engine, cache and log cost. Both servers share this process, so that the
 //! figures are comparable with each other; `keyward bench` measures across processes.
 
-mod echo;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -18,19 +17,23 @@ use std::{
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use echo::Echo;
-use hyper_util::rt::TokioIo;
-use keyward::wire::{self, key_wrap_client::KeyWrapClient, key_wrap_server::KeyWrapServer};
-use support::sidecar::{Sidecar, dek};
+use keyward::{
+    load::Answering,
+    wire::{self, key_wrap_client::KeyWrapClient, key_wrap_server::KeyWrapServer},
+};
+use support::{
+    channel,
+    sidecar::{Sidecar, dek},
+};
 use tempfile::TempDir;
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     runtime::{Builder, Runtime},
     sync::mpsc,
     task::JoinSet,
 };
 use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::transport::{Channel, Server};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
@@ -42,15 +45,9 @@ fn echo(dir: &TempDir) -> KeyWrapClient<Channel> {
     let incoming = UnixListenerStream::new(listener);
     // Without a router, as fast as tonic goes.
     tokio::spawn(async {
-        Server::builder().serve_with_incoming(KeyWrapServer::new(Echo), incoming).await
+        Server::builder().serve_with_incoming(KeyWrapServer::new(Answering), incoming).await
     });
-    let connect = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    });
-    KeyWrapClient::new(
-        Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect),
-    )
+    KeyWrapClient::new(channel::unix(&channel::endpoint(), path))
 }
 
 async fn unwrap(client: &KeyWrapClient<Channel>, request: &wire::UnwrapRequest) {

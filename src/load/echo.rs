@@ -116,7 +116,8 @@ impl Drop for Socket {
     }
 }
 
-struct Answering;
+/// What it answers with, for whoever serves it on other sockets.
+pub struct Answering;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answered<T> = Result<Response<T>, Status>;

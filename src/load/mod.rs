@@ -37,7 +37,7 @@ mod timer;
 mod zipf;
 
 pub use compare::{Change, Comparison, compare};
-pub use echo::serve_echo;
+pub use echo::{Answering, serve_echo};
 pub use floor::{Floor, Floors, device_floor, transport_floors};
 pub use html::page;
 pub use machine::Machine;

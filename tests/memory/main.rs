@@ -7,6 +7,9 @@
 //! for each DEK and for each half of it through all memory and through a core dump, which
 //! also has the registers of all threads. It does not see what the kernel keeps, nor shorter pieces than half a DEK.
 
+#[path = "../support/channel.rs"]
+#[allow(dead_code)]
+mod channel;
 #[path = "../e2e/home.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod home;
@@ -39,7 +42,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper_util::rt::TokioIo;
 use keyward::{
     client::{Client, Delivery, Endpoint, TlsFiles},
     wire::{
@@ -47,8 +49,8 @@ use keyward::{
         admin_client::AdminClient, key_wrap_client::KeyWrapClient,
     },
 };
-use tokio::{net::UnixStream, time::sleep};
-use tonic::transport::{self, Channel, Uri};
+use tokio::time::sleep;
+use tonic::transport::Channel;
 
 use pki::Pki;
 use scanner::{Copies, Sought, scan};
@@ -128,12 +130,7 @@ impl Sidecar {
 
     /// A bare channel over the Unix socket.
     fn channel(&self) -> Channel {
-        let path = self.served.socket();
-        let endpoint = transport::Endpoint::from_static("http://localhost");
-        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        }))
+        channel::unix(&channel::endpoint(), self.served.socket())
     }
 
     /// A number that the sidecar tells of itself.

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod bench;
+pub mod channel;
 pub mod crowd;
 pub mod fake;
 pub mod pki;

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use hyper_util::rt::TokioIo;
 use keyward::{
     api::Sessions,
     auth::{Grant, Identity, KekPattern, Permit, Policy, WhoPattern},
@@ -20,21 +19,14 @@ use keyward::{
     server::{self, Served, Settings, SetupError, SocketSettings, TcpSettings},
     wire::key_wrap_client::KeyWrapClient,
 };
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use tempfile::TempDir;
 use tokio::{
-    net::{TcpStream, UnixStream},
     sync::{oneshot, watch},
     task::{JoinHandle, JoinSet},
 };
-use tokio_rustls::TlsConnector;
-use tonic::transport::{self, Channel, Uri};
+use tonic::transport::{self, Channel};
 
-use super::{fake::Fake, pki::Pki};
+use super::{channel, fake::Fake, pki::Pki};
 
 pub const NODE: &str = "spiffe://example.org/node/1";
 /// A KEK that exists and that the policy gives to nobody.
@@ -262,49 +254,17 @@ impl Sidecar {
 
     /// The generated client over TCP with mutual TLS.
     pub fn tls_raw(&self, files: &TlsFiles) -> KeyWrapClient<Channel> {
-        let pem = |path: &PathBuf| std::fs::read(path).unwrap();
-        let certificates = CertificateDer::pem_slice_iter(&pem(&files.certificate))
-            .collect::<Result<Vec<_>, _>>()
-            .unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&pem(&files.ca)).unwrap()).unwrap();
-        let mut config =
-            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_root_certificates(roots)
-                .with_client_auth_cert(
-                    certificates,
-                    PrivateKeyDer::from_pem_slice(&pem(&files.key)).unwrap(),
-                )
-                .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, tcp) = (TlsConnector::from(Arc::new(config)), self.tcp);
-        let endpoint = transport::Endpoint::from_static("http://localhost");
-        KeyWrapClient::new(endpoint.connect_with_connector_lazy(tower::service_fn(
-            move |_: Uri| {
-                let connector = connector.clone();
-                async move {
-                    let stream = TcpStream::connect(tcp).await?;
-                    let name = "localhost".try_into().unwrap();
-                    connector.connect(name, stream).await.map(TokioIo::new)
-                }
-            },
-        )))
+        KeyWrapClient::new(channel::tls(self.tcp, files))
     }
 
     /// A bare channel over the Unix socket, for what our client would not send.
     pub fn channel(&self) -> Channel {
-        self.channel_of(transport::Endpoint::from_static("http://localhost"))
+        self.channel_of(channel::endpoint())
     }
 
     /// A bare channel with settings of its own.
     pub fn channel_of(&self, endpoint: transport::Endpoint) -> Channel {
-        let path = self.socket();
-        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        }))
+        channel::unix(&endpoint, self.socket())
     }
 
     /// The generated client over a bare channel.

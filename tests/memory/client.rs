@@ -3,7 +3,6 @@
 //! sessions and streams are open.
 
 use std::{
-    env,
     io::{BufRead, BufReader, Lines, Write},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -12,8 +11,8 @@ use std::{
 use keyward::client::{Client, Endpoint, TlsFiles, WrappedDek};
 
 use super::{
-    Sidecar,
-    scanner::{Copies, Sought, scan},
+    Sidecar, example,
+    scanner::{Copies, Sought, assert_none, list, scan},
     served::KEK,
 };
 
@@ -31,12 +30,7 @@ struct Holder {
 
 impl Holder {
     async fn start(sidecar: &Sidecar, files: &TlsFiles, uri: &str, more: &[&str]) -> Self {
-        let test = env::current_exe().expect("this program");
-        let target = test.parent().and_then(Path::parent).expect("the directory of the build");
-        let program = target.join("examples/client-process");
-        let fix = "cargo build --all-features --example client-process";
-        assert!(program.exists(), "{} is missing: {fix}", program.display());
-        let mut process = Command::new(program)
+        let mut process = Command::new(example::program("client-process"))
             .arg(KEK)
             .arg(sidecar.served.socket())
             .arg(uri)
@@ -88,17 +82,13 @@ fn from_hex(text: &str) -> Vec<u8> {
     digits.map(|two| u8::from_str_radix(two, 16).expect("hex")).collect()
 }
 
-fn list(found: &[Copies]) -> String {
-    found.iter().map(|copies| format!("{copies}\n")).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn sealed_deks_are_in_the_locked_memory_of_the_client_and_nowhere_else() {
     let (sidecar, files, uri) = Sidecar::start_with_files("", "");
     let mut holder = Holder::start(&sidecar, &files, &uri, &[]).await;
     let held = holder.scan(sidecar.served.dir());
     if holder.in_secret_memory {
-        assert!(held.is_empty(), "beside its secret memory:\n{}", list(&held));
+        assert_none("beside its secret memory", &held);
     } else {
         // Root can read locked memory: there, once each, and not in the core dump.
         assert_eq!(held.len(), HELD, "{}", list(&held));
@@ -109,14 +99,12 @@ async fn sealed_deks_are_in_the_locked_memory_of_the_client_and_nowhere_else() {
     }
     holder.drop_deks();
     let left = holder.scan(sidecar.served.dir());
-    assert!(left.is_empty(), "after they were dropped:\n{}", list(&left));
+    assert_none("after they were dropped", &left);
     // Nor has the sidecar any outside its slab.
     let cached = sidecar.scan(&holder.sought);
-    assert!(
-        !sidecar.has_secret_memory() || cached.is_empty(),
-        "in the sidecar:\n{}",
-        list(&cached)
-    );
+    if sidecar.has_secret_memory() {
+        assert_none("in the sidecar", &cached);
+    }
 }
 
 /// The scanner sees into this process: what is not sealed is there.

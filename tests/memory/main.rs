@@ -10,6 +10,8 @@
 #[path = "../support/channel.rs"]
 #[allow(dead_code)]
 mod channel;
+#[path = "../support/example.rs"]
+mod example;
 #[path = "../e2e/home.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod home;
@@ -53,7 +55,7 @@ use tokio::time::sleep;
 use tonic::transport::Channel;
 
 use pki::Pki;
-use scanner::{Copies, Sought, scan};
+use scanner::{Copies, Sought, assert_none, scan};
 use served::{Served, own_uid};
 use traffic::{Keks, ON_TOKEN, Traffic, WAYS, random};
 
@@ -165,11 +167,6 @@ impl Sidecar {
 fn free_addresses() -> [SocketAddr; 2] {
     let bound = [0, 0].map(|port| TcpListener::bind(("127.0.0.1", port)).expect("a port"));
     bound.map(|listener| listener.local_addr().expect("its address"))
-}
-
-fn assert_none(moment: &str, found: &[Copies]) {
-    let list: Vec<_> = found.iter().map(ToString::to_string).collect();
-    assert!(list.is_empty(), "{moment}: {} places hold copies:\n{}", list.len(), list.join("\n"));
 }
 
 #[test]

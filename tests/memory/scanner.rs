@@ -74,6 +74,16 @@ pub fn scan(pid: u32, sought: &[Sought], dir: &Path) -> Vec<Copies> {
     found.collect()
 }
 
+/// A line for each, for messages.
+pub fn list(found: &[Copies]) -> String {
+    found.iter().map(|copies| format!("{copies}\n")).collect()
+}
+
+#[track_caller]
+pub fn assert_none(moment: &str, found: &[Copies]) {
+    assert!(found.is_empty(), "{moment}: {} places hold copies:\n{}", found.len(), list(found));
+}
+
 fn copies(found: &Value) -> Copies {
     Copies {
         secret: text(found, "secret"),

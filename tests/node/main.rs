@@ -1,20 +1,25 @@
 //! The storage node of `examples/storage-node/`, killed and revoked: a real node, a real
 //! sidecar, a real token.
 
-#[allow(dead_code)]
-#[path = "../../examples/storage-node/store/format.rs"]
-mod format;
+#[path = "../support/example.rs"]
+mod example;
 #[path = "../e2e/home.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod home;
 #[allow(dead_code)]
 #[path = "../support/keyvault/mod.rs"]
 mod keyvault;
+#[allow(dead_code)]
+#[path = "../../examples/storage-node/pages.rs"]
+mod pages;
 #[path = "../memory/scanner.rs"]
 mod scanner;
 #[path = "../e2e/served.rs"]
 #[allow(dead_code)]
 mod served;
+#[allow(dead_code, unused_imports)]
+#[path = "../../examples/storage-node/store/mod.rs"]
+mod store;
 #[path = "../support/token.rs"]
 #[allow(dead_code)]
 mod token;

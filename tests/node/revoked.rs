@@ -6,10 +6,11 @@ use std::{os::unix::fs::FileExt, path::Path, time::Duration};
 use keyward::client::Client;
 
 use super::{
-    format::{Address, HEADER, Header, HeaderBlock, PAGE, SUPERBLOCK, Superblock},
     operated,
-    scanner::{Copies, Sought, scan},
+    pages::fill,
+    scanner::{Copies, Sought, assert_none, list, scan},
     served::{KEK, Served},
+    store::format::{Address, HEADER, Header, HeaderBlock, PAGE, SUPERBLOCK, Superblock},
     work::{Known, Work},
 };
 
@@ -37,24 +38,6 @@ fn pieces(known: &Known) -> Vec<Sought> {
         bytes: fill(at, version)[PAGE / 2..PAGE / 2 + 32].to_vec(),
     };
     known.pages().take(100).map(piece).collect()
-}
-
-/// As `pages.rs` of the example fills them.
-fn fill(at: Address, version: u64) -> Vec<u8> {
-    let mut page = vec![0; PAGE];
-    let seed = (at.segment << 40) ^ (u64::from(at.page) << 20) ^ version;
-    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-    for word in page.chunks_exact_mut(8) {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        word.copy_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    page
-}
-
-fn told(found: &[Copies]) -> String {
-    found.iter().map(|copies| format!("{copies}\n")).collect()
 }
 
 struct Scene {
@@ -102,13 +85,12 @@ async fn a_revoked_node_holds_no_key_and_no_page() {
     for sought in scene.sought.iter().filter(|sought| sought.name.starts_with("dek")) {
         let seen = light.iter().filter(|copies| copies.secret == sought.name);
         let in_memory: Vec<_> = seen.filter(|copies| copies.mapping != "core dump").collect();
-        assert_eq!(in_memory.len(), 1, "{}: {}", sought.name, told(&light));
+        assert_eq!(in_memory.len(), 1, "{}: {}", sought.name, list(&light));
         assert_eq!((in_memory[0].kind.as_str(), in_memory[0].count), ("whole", 1));
     }
-    assert!(!light.iter().any(|copies| copies.secret.starts_with("page")), "{}", told(&light));
+    assert!(!light.iter().any(|copies| copies.secret.starts_with("page")), "{}", list(&light));
     scene.revoke().await;
-    let dark = scene.scan();
-    assert!(dark.is_empty(), "{}", told(&dark));
+    assert_none("revoked", &scene.scan());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,13 +102,12 @@ async fn a_light_node_holds_its_keys_in_locked_memory_alone() {
     assert!(
         light.iter().all(|copies| copies.kind == "whole" && copies.count == 1),
         "{}",
-        told(&light)
+        list(&light)
     );
-    assert!(light.iter().all(|copies| copies.range == light[0].range), "{}", told(&light));
-    assert!(light.iter().all(|copies| copies.secret.starts_with("dek")), "{}", told(&light));
+    assert!(light.iter().all(|copies| copies.range == light[0].range), "{}", list(&light));
+    assert!(light.iter().all(|copies| copies.secret.starts_with("dek")), "{}", list(&light));
     scene.revoke().await;
-    let dark = scene.scan();
-    assert!(dark.is_empty(), "{}", told(&dark));
+    assert_none("revoked", &scene.scan());
     // It asks, and writes nothing, until it may again.
     scene.node.say("work");
     let said = scene.node.within(Duration::from_millis(300));

@@ -2,9 +2,8 @@
 
 use std::{
     collections::HashMap,
-    env,
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread::{self, JoinHandle},
@@ -12,24 +11,12 @@ use std::{
 };
 
 use super::{
-    format::Address,
+    example,
     served::{KEK, Served},
+    store::format::Address,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The example, which cargo builds beside the tests.
-fn program() -> PathBuf {
-    let test = env::current_exe().expect("this program");
-    let target = test.parent().and_then(Path::parent).expect("the directory of the build");
-    let program = target.join("examples/storage-node");
-    assert!(
-        program.exists(),
-        "{} is missing: cargo build --all-features --example storage-node",
-        program.display()
-    );
-    program
-}
 
 pub struct Work {
     process: Child,
@@ -40,7 +27,7 @@ pub struct Work {
 impl Work {
     /// Starts a node on the store in `dir`.
     pub fn start(served: &Served, dir: &Path, more: &[&str]) -> Self {
-        let mut process = Command::new(program())
+        let mut process = Command::new(example::program("storage-node"))
             .args(["work", "--kek", KEK, "--socket"])
             .arg(served.socket())
             .arg("--dir")
